@@ -1,0 +1,1 @@
+"""Inputs to tokens: words to token positions, reference images to features."""

@@ -1,0 +1,144 @@
+"""Opening pictures of any kind as plain RGB, and refusing what is none. Needs Pillow and numpy only."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64 * 2**20  # 64 megapixels (8192 x 8192), 192 MiB as RGB
+
+ImageSource: TypeAlias = "str | os.PathLike | bytes | Image.Image | np.ndarray"
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open a file path, the bytes of a file, a PIL image or an array as an upright RGB image.
+
+    Transparency is laid over white, 16-bit and float grey is scaled to 8 bit, EXIF rotation is applied, animations
+    give their first frame. Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16, bool, or floats in
+    [0, 1]. The size is checked before any pixel is decoded.
+
+    Raises:
+        ValueError: one sentence naming the source, where it is missing, empty, not a bitmap, broken, without pixels,
+            or larger than `MAX_PIXELS`.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decoded(source, "the given image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), "the given image data")
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source))
+    raise ValueError(f"An image must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
+
+
+def _from_file(path: Path) -> Image.Image:
+    if not path.exists():
+        raise ValueError(f"There is no file {path}.")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    return _from_bytes(data, str(path))
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ValueError(f"{name} is empty (0 bytes).")
+    try:
+        # Pillow's own, larger limit warns or raises while opening; ours below is the one that counts.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has more than {MAX_PIXELS // 2**20} megapixels.") from error
+    except UnidentifiedImageError as error:
+        if _looks_like_svg(data):
+            raise ValueError(f"{name} is an SVG drawing; export it as PNG first.") from error
+        raise ValueError(f"{name} is not an image that can be read.") from error
+    except Exception as error:  # broken headers raise many types: OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{name} is damaged: {_reason(error)}.") from error
+    with image:
+        return _decoded(image, name)
+
+
+def _looks_like_svg(data: bytes) -> bool:
+    head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return head.startswith((b"<?xml", b"<svg", b"<!doctype svg", b"<!--")) and b"<svg" in head
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"{name} has no pixels ({width} x {height}).")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} is {width} x {height} pixels, more than {MAX_PIXELS // 2**20} megapixels.")
+    try:
+        if getattr(image, "n_frames", 1) > 1:
+            image.seek(0)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise many types on truncated or damaged data
+        raise ValueError(f"{name} is damaged or cut off: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".").splitlines()[0]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB; alpha over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_grey_to_uint8(np.asarray(image)))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_to_uint8(grey: np.ndarray) -> np.ndarray:
+    """Grey with more than 8 bits (Pillow's I;16, I and F modes) to 8 bit.
+
+    Pillow's own conversion clips at 255, which turns nearly every 16-bit picture white. The range is judged by the
+    largest value, because the I and F modes do not say it: up to 1 (floats), up to 255, or 16 bit.
+    """
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey.astype(np.float64))
+        top = 1.0 if grey.max() <= 1.0 else 255.0 if grey.max() <= 255.0 else 65535.0
+    elif grey.dtype.itemsize == 2:
+        top = 65535.0
+    else:
+        top = 255.0 if grey.max() <= 255 else 65535.0
+    return np.rint(np.clip(grey / top, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"An image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}.")
+    height, width = array.shape[:2]
+    if height < 1 or width < 1:
+        raise ValueError(f"The given image array has no pixels ({width} x {height}).")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"The given image array is {width} x {height} pixels, more than 64 megapixels.")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = np.rint(array / 257.0).astype(np.uint8)
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
+            raise ValueError("An image array of floats must lie in [0, 1].")
+        array = np.rint(array * 255.0).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"An image array must be uint8, uint16, bool or float, not {array.dtype}.")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))

@@ -1,0 +1,1 @@
+"""Everything that is trained: projector, scoring module, attention, adapter."""
