@@ -1,0 +1,49 @@
+# Needs Python 3.11+, make and a package registry; nothing else.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test test-parity lint format no-torchvision check miniature clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/python examples/demo.py outputs/demo.png
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-parity: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/parity
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torchvision built for another torch breaks transformers and diffusers on import, and some packages pull it in.
+no-torchvision: install
+	@! grep -qi '^torchvision' requirements*.lock || { echo "torchvision is pinned in a lock; it must stay out."; exit 1; }
+	@! $(BIN)/python -m pip show --quiet torchvision 2>/dev/null || { echo "torchvision is installed; it must stay out."; exit 1; }
+
+check: lint no-torchvision test
+
+miniature: install
+	$(BIN)/python recipes/miniature.py
+
+clean:
+	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache
