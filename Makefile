@@ -1,5 +1,5 @@
 # Needs Python 3.11+, make and a package registry; nothing else.
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c 'import ensurepip, sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 VENV := .venv
 BIN := $(VENV)/bin

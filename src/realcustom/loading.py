@@ -1,0 +1,125 @@
+"""From a model's name to a pipeline that is ready to run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from realcustom.bundled import MODELS, model_folder
+
+# model_index.json's class -> ours: a stock base model runs in the pipeline of its shape.
+PIPELINES = {
+    "StableDiffusionPipeline": "RealCustomPipeline",
+    "RealCustomPipeline": "RealCustomPipeline",
+    "StableDiffusionXLPipeline": "RealCustomXLPipeline",
+    "RealCustomXLPipeline": "RealCustomXLPipeline",
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_pipeline(
+    model: str = "miniature", *, adapter: str | None = None, device: str | None = None, dtype: str | None = None
+) -> DiffusionPipeline:
+    """The pipeline of a base model with its adapter, on a device.
+
+    Args:
+        model: a bundled model's name, a folder in diffusers' layout, or a hub id.
+        adapter: folder or hub id of an adapter; its subfolders `reference_encoder` and `unet`, where it has them,
+            replace the base's. None: the adapter that the model's own folder holds.
+        device: "cpu", "cuda", "cuda:1", "mps" ...; None takes a GPU if there is one.
+        dtype: "float32", "float16" or "bfloat16"; None is float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        ValueError: one sentence saying which of these cannot be had.
+    """
+    place = resolve_device(device)
+    number_format = resolve_dtype(dtype, place)
+    folder = model_folder(model)
+    pipeline_class = _pipeline_class(folder)
+    parts = _adapter_parts(adapter, number_format) if adapter is not None else {}
+    try:
+        pipeline = pipeline_class.from_pretrained(folder, dtype=number_format, **parts)
+    except OSError as error:
+        raise ValueError(f'The model "{model}" is incomplete: {_first_line(error)}') from error
+    return pipeline.to(place)
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device of that name, or the best one there is; ValueError if this machine does not have it."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'The device "{device}" is not available here; "cpu" always is.') from error
+    return place
+
+
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The torch dtype of that name; None is float32 on a CPU, bfloat16 elsewhere."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise ValueError(f'There is no dtype "{dtype}"; there are {", ".join(DTYPES)}.')
+    return DTYPES[dtype]
+
+
+def _pipeline_class(folder: str) -> type[DiffusionPipeline]:
+    import realcustom
+
+    index = _model_index(folder)
+    name = PIPELINES.get(index.get("_class_name"))
+    if name is None:
+        raise ValueError(
+            f'"{folder}" is a model of the class {index.get("_class_name")}; Stable Diffusion 1.x and SDXL are supported.'
+        )
+    return getattr(realcustom, name)
+
+
+def _model_index(folder: str) -> dict[str, Any]:
+    path = Path(folder)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f'"{folder}" is not a model folder: it has no model_index.json.')
+    if not path.exists() and not HUB_ID.fullmatch(folder):
+        raise ValueError(
+            f'There is no model "{folder}": give a folder, a hub id (owner/name) or one of {", ".join(MODELS)}.'
+        )
+    try:
+        return DiffusionPipeline.load_config(folder)
+    except (OSError, ValueError) as error:
+        where = "read" if path.exists() else "fetched from the hub, nor is it a folder here"
+        raise ValueError(f'The model "{folder}" cannot be {where}.') from error
+
+
+def _adapter_parts(adapter: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The components an adapter folder brings: itself, and a reference encoder and a U-Net if they lie beside it."""
+    from diffusers import UNet2DConditionModel
+
+    from realcustom import RealCustomAdapter, ReferenceEncoder
+
+    path = Path(adapter)
+    if not path.exists() and not HUB_ID.fullmatch(adapter):
+        raise ValueError(f'There is no adapter "{adapter}": give a folder or a hub id (owner/name).')
+    nested = (path / "adapter").is_dir() or not path.exists()
+    try:
+        if not nested:
+            return {"adapter": RealCustomAdapter.from_pretrained(adapter, dtype=dtype)}
+        parts: dict[str, Any] = {
+            "adapter": RealCustomAdapter.from_pretrained(adapter, subfolder="adapter", dtype=dtype)
+        }
+    except OSError as error:
+        raise ValueError(f'The adapter "{adapter}" cannot be read: {_first_line(error)}') from error
+    for name, part in (("reference_encoder", ReferenceEncoder), ("unet", UNet2DConditionModel)):
+        if (path / name).is_dir():
+            parts[name] = part.from_pretrained(adapter, subfolder=name, dtype=dtype)
+    return parts
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
