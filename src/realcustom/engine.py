@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from realcustom.encoders.target_word import agreed_positions, check_disjoint, check_prompt_length, find_phrase
-from realcustom.guidance.mask import MaskSettings
+from realcustom.encoders.target_word import agreed_positions, check_disjoint, find_phrase
 from realcustom.loading import load_pipeline
 from realcustom.references import Reference, open_references, request_record
 from realcustom.types import Progress, Request, Result, Subject
@@ -31,13 +32,14 @@ class Engine:
     Attributes:
         pipeline: a RealCustomPipeline or RealCustomXLPipeline.
         source: {"model": name, folder or hub id, "adapter": folder or hub id or None}, as recorded in every image.
-        batch_size: how many images of a request are made at once; it changes memory and speed, not the images.
+        batch_size: how many images of a request are made at once. It changes memory and speed; an image differs by
+            rounding at most, and not at all with 1, the default on a CPU, where larger batches are hardly faster.
     """
 
-    def __init__(self, pipeline, source: Mapping[str, Any] | None = None, batch_size: int = 4):
+    def __init__(self, pipeline, source: Mapping[str, Any] | None = None, batch_size: int | None = None):
         self.pipeline = pipeline
         self.source = dict(source or {"model": None, "adapter": None})
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (1 if pipeline.device.type == "cpu" else 4)
         self._lock = threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
@@ -49,7 +51,7 @@ class Engine:
         adapter: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        batch_size: int = 4,
+        batch_size: int | None = None,
     ) -> Engine:
         """Load a model by name, folder or hub id; arguments and errors as `realcustom.loading.load_pipeline`."""
         pipeline = load_pipeline(model, adapter=adapter, device=device, dtype=dtype)
@@ -58,7 +60,7 @@ class Engine:
     @property
     def grid(self) -> int:
         """Height and width must be multiples of this many pixels."""
-        return self.pipeline.vae_scale_factor
+        return math.lcm(8, self.pipeline.vae_scale_factor)
 
     def resolve(self, request: Request) -> Request:
         """The request with its pictures opened and the model's defaults filled in.
@@ -71,8 +73,7 @@ class Engine:
         request = replace(request, **_defaults(self.pipeline, request))
         self._check_size(request)
         self._check_prompt(request)
-        if request.subjects and getattr(self.pipeline, "adapter", None) is None:
-            raise ValueError("This model has no adapter, so it cannot use a reference: name one, or give no subject.")
+        self.pipeline.check_ready(request.subjects, request.guidance_scale, request.image_guidance_scale)
         return request
 
     def run(
@@ -98,7 +99,12 @@ class Engine:
         for seeds in _batches(request, self.batch_size):
             watch = _Watch(request, len(images), len(seeds), progress, cancelled)
             with self._lock:
-                output = self.pipeline(**_call(request, seeds), callback_on_step_end=watch)
+                output = self.pipeline(
+                    **_call(request, seeds),
+                    mask=replace(self.pipeline.default_mask, scope=request.mask_scope),
+                    callback_on_step_end=watch,
+                    callback_on_step_end_tensor_inputs=["latents", "masks"],
+                )
             images += output.images
             for word, steps in (output.masks or {}).items():
                 masks[word].append(np.asarray(steps.detach().float().cpu()))
@@ -124,21 +130,20 @@ class Engine:
                 raise ValueError(
                     f"The {name} must be a multiple of {self.grid} for this model, not {side}; {near} would do."
                 )
-        own = _native_side(self.pipeline)
-        if request.height * request.width > MAX_AREA_RATIO * own * own:
+        height, width = _native_size(self.pipeline)
+        if request.height * request.width > MAX_AREA_RATIO * height * width:
             raise ValueError(
-                f"{request.width}x{request.height} is too large for this model, which was made for {own}x{own}; "
+                f"{request.width}x{request.height} is too large for this model, which was made for {width}x{height}; "
                 f"at most {MAX_AREA_RATIO} times that area is possible."
             )
 
     def _check_prompt(self, request: Request) -> None:
         tokenizers = [self.pipeline.tokenizer, getattr(self.pipeline, "tokenizer_2", None)]
         tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
-        convert = getattr(self.pipeline, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)
-        for text in (request.prompt, request.negative_prompt or ""):
+        prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
+        if request.negative_prompt is not None:
             for tokenizer in tokenizers:
-                check_prompt_length(tokenizer, convert(text, tokenizer))
-        prompts = [convert(request.prompt, tokenizer) for tokenizer in tokenizers]
+                self.pipeline.texts_for(request.negative_prompt, tokenizer)
         positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
         check_disjoint(positions, request.prompt)
 
@@ -187,12 +192,17 @@ class _Watch:
                     image=self.done,
                     images=self.request.num_images,
                     latents=tensors.get("latents"),
-                    masks=tensors.get("masks"),
+                    masks=self._named(tensors.get("masks")),
                 )
             )
         if self.cancelled is not None and self.cancelled():
             raise Cancelled("The run was cancelled.")
         return {}
+
+    def _named(self, masks) -> dict[str, Any] | None:
+        if masks is None:
+            return None
+        return {word: masks[:, index] for index, word in enumerate(self.request.subjects)}
 
 
 def _batches(request: Request, size: int) -> Iterator[list[int]]:
@@ -216,7 +226,6 @@ def _call(request: Request, seeds: list[int]) -> dict[str, Any]:
         "image_guidance_scale": request.image_guidance_scale,
         "num_images_per_prompt": len(seeds),
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        "mask": MaskSettings(scope=request.mask_scope),
         "output_type": "pil",
     }
 
@@ -227,12 +236,22 @@ def _plain(subject: Subject) -> Subject:
     return replace(subject, images=tuple(reference.image for reference in subject.images), region=region)
 
 
-def _native_side(pipeline) -> int:
-    return int(pipeline.unet.config.sample_size) * pipeline.vae_scale_factor
+def _native_size(pipeline) -> tuple[int, int]:
+    """Height and width in pixels that the model was trained at."""
+    size = pipeline.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
 def _defaults(pipeline, request: Request) -> dict[str, Any]:
     """What the request leaves to the model."""
-    side = _native_side(pipeline)
-    model = {"height": side, "width": side, "steps": 25, "guidance_scale": 3.5, "mask_scope": MaskSettings().scope}
-    return {name: value for name, value in model.items() if getattr(request, name) is None}
+    height, width = _native_size(pipeline)
+    call = inspect.signature(pipeline.__call__).parameters
+    own = {
+        "height": height,
+        "width": width,
+        "steps": call["num_inference_steps"].default,
+        "guidance_scale": call["guidance_scale"].default,
+        "mask_scope": pipeline.default_mask.scope,
+    }
+    return {name: value for name, value in own.items() if getattr(request, name) is None}
