@@ -41,11 +41,12 @@ def load_pipeline(
     number_format = resolve_dtype(dtype, place)
     folder = model_folder(model)
     pipeline_class = _pipeline_class(folder)
-    parts = _adapter_parts(adapter, number_format) if adapter is not None else {}
     try:
+        parts = {} if adapter is None else _adapter_parts(adapter, number_format)
         pipeline = pipeline_class.from_pretrained(folder, dtype=number_format, **parts)
     except OSError as error:
-        raise ValueError(f'The model "{model}" is incomplete: {_first_line(error)}') from error
+        what = f'The model "{model}"' + ("" if adapter is None else f' with the adapter "{adapter}"')
+        raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
     return pipeline.to(place)
 
 
@@ -77,7 +78,7 @@ def _pipeline_class(folder: str) -> type[DiffusionPipeline]:
     name = PIPELINES.get(index.get("_class_name"))
     if name is None:
         raise ValueError(
-            f'"{folder}" is a model of the class {index.get("_class_name")}; Stable Diffusion 1.x and SDXL are supported.'
+            f'"{folder}" is a {index.get("_class_name")}; models of Stable Diffusion 1.x and SDXL are supported.'
         )
     return getattr(realcustom, name)
 
@@ -101,23 +102,16 @@ def _adapter_parts(adapter: str, dtype: torch.dtype) -> dict[str, Any]:
     """The components an adapter folder brings: itself, and a reference encoder and a U-Net if they lie beside it."""
     from diffusers import UNet2DConditionModel
 
-    from realcustom import RealCustomAdapter, ReferenceEncoder
-
     path = Path(adapter)
-    if not path.exists() and not HUB_ID.fullmatch(adapter):
+    if not path.is_dir() and not HUB_ID.fullmatch(adapter):
         raise ValueError(f'There is no adapter "{adapter}": give a folder or a hub id (owner/name).')
-    nested = (path / "adapter").is_dir() or not path.exists()
-    try:
-        if not nested:
-            return {"adapter": RealCustomAdapter.from_pretrained(adapter, dtype=dtype)}
-        parts: dict[str, Any] = {
-            "adapter": RealCustomAdapter.from_pretrained(adapter, subfolder="adapter", dtype=dtype)
-        }
-    except OSError as error:
-        raise ValueError(f'The adapter "{adapter}" cannot be read: {_first_line(error)}') from error
-    for name, part in (("reference_encoder", ReferenceEncoder), ("unet", UNet2DConditionModel)):
-        if (path / name).is_dir():
-            parts[name] = part.from_pretrained(adapter, subfolder=name, dtype=dtype)
+    if not (path / "adapter").is_dir():
+        return {"adapter": adapter}
+    parts: dict[str, Any] = {"adapter": str(path / "adapter")}
+    if (path / "reference_encoder").is_dir():
+        parts["reference_encoder"] = str(path / "reference_encoder")
+    if (path / "unet").is_dir():
+        parts["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype)
     return parts
 
 
