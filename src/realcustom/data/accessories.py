@@ -43,8 +43,10 @@ def _sunglasses(draw: ImageDraw.ImageDraw, n: int, colour: tuple[int, int, int])
 
 
 def _scarf(draw: ImageDraw.ImageDraw, n: int, colour: tuple[int, int, int]) -> None:
-    draw.polygon([(0.58 * n, 0.45 * n), (0.8 * n, 0.45 * n), (0.9 * n, 0.98 * n), (0.66 * n, 0.98 * n)], fill=_dark(colour, 0.8))
-    draw.rounded_rectangle((0.02 * n, 0.22 * n, 0.98 * n, 0.54 * n), 0.15 * n, fill=colour, outline=_dark(colour), width=n // 40)
+    tail = [(0.58, 0.45), (0.8, 0.45), (0.9, 0.98), (0.66, 0.98)]
+    draw.polygon([(x * n, y * n) for x, y in tail], fill=_dark(colour, 0.8))
+    band = (0.02 * n, 0.22 * n, 0.98 * n, 0.54 * n)
+    draw.rounded_rectangle(band, 0.15 * n, fill=colour, outline=_dark(colour), width=n // 40)
     for x in (0.18, 0.38, 0.58, 0.78):
         draw.line([(x * n, 0.24 * n), ((x + 0.05) * n, 0.52 * n)], fill=(250, 246, 236), width=n // 16)
     draw.line([(0.66 * n, 0.78 * n), (0.84 * n, 0.78 * n)], fill=(250, 246, 236), width=n // 16)
@@ -79,6 +81,9 @@ def accessory(name: str, cutout: Cutout, rng: random.Random) -> tuple[Image.Imag
     """The accessory's RGBA drawing, in a random shade, and its (3, 3) placement in cut-out pixels."""
     sprite = _sprite(name, rng.randrange(len(_SHADES)))
     x, top, width, height = cutout.head
+    # On a small head an accessory of true proportions would be a speck at 128 px.
+    grow = max(1.0, 0.45 * cutout.area**0.5 / width)
+    width, height = width * grow, height * grow**0.5
     left, above, right, below = _FIT[name]
     scale_x, scale_y = (right - left) * width / SIDE, (below - above) * height / SIDE
     placed = np.array([[scale_x, 0, x + left * width], [0, scale_y, top + above * height], [0, 0, 1.0]])

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from realcustom.data.colour import cluster, rgb_to_lab
+from realcustom.data.colour import cluster, lab_to_rgb, rgb_to_lab
+from realcustom.data.heads import HEADS
 from realcustom.data.vocabulary import article_of
 
 CLUSTERS = 6
@@ -25,7 +26,7 @@ class Cutout:
 
     name: "dog/noto". pixels: float32 (h, w, 3) in 0..255, colours continued into the transparent area so that
     resampling cannot draw a dark rim. alpha: uint8 (h, w). weights: float32 (h, w, k), soft membership of each pixel
-    in each colour cluster, summing to 1. centres_lab: (k, 3). shares: (k,) area share of each cluster.
+    in each colour cluster, summing to 1. centres_lab, centres_rgb: (k, 3). shares: (k,) area share of each cluster.
     head: (x, top, width, height) of the head in pixels of this array; x is its middle.
     """
 
@@ -35,6 +36,7 @@ class Cutout:
     alpha: np.ndarray
     weights: np.ndarray
     centres_lab: np.ndarray
+    centres_rgb: np.ndarray
     shares: np.ndarray
     head: tuple[float, float, float, float]
 
@@ -110,9 +112,16 @@ def _read(path: Path, word: str, name: str, size: int) -> Cutout:
     weights = _memberships(lab, centres)
     shares = weights[alpha > 127].mean(axis=0)
     return Cutout(
-        name=name, word=word, pixels=pixels, alpha=alpha, weights=weights, centres_lab=centres,
-        shares=shares, head=_head(alpha),
-    )  # fmt: skip
+        name=name,
+        word=word,
+        pixels=pixels,
+        alpha=alpha,
+        weights=weights,
+        centres_lab=centres,
+        centres_rgb=lab_to_rgb(centres),
+        shares=shares,
+        head=_head(name, alpha),
+    )
 
 
 def _memberships(lab: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -122,8 +131,11 @@ def _memberships(lab: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _head(alpha: np.ndarray) -> tuple[float, float, float, float]:
-    """Guess of (x, top, width, height) from the silhouette: its upper 30 percent, thin parts (ears) removed."""
+def _head(name: str, alpha: np.ndarray) -> tuple[float, float, float, float]:
+    """(x, top, width, height) as marked by hand, or guessed: the silhouette's upper 30 percent without thin parts."""
+    if name in HEADS:
+        x, top, width, height = HEADS[name]
+        return x * alpha.shape[1], top * alpha.shape[0], width * alpha.shape[1], height * alpha.shape[0]
     solid = alpha > 127
     thick = ndimage.binary_opening(solid, iterations=max(1, min(solid.shape) // 14))
     solid = thick if thick.any() else solid

@@ -65,7 +65,7 @@ def peaks(rng: np.random.Generator, level: float, height: float, count: int) -> 
     """A jagged mountain line, closed along the bottom edge."""
     tops = (np.arange(count) + rng.uniform(0.2, 0.8, count)) / count
     x = np.sort(np.concatenate([tops, (tops[1:] + tops[:-1]) / 2, [-0.05, 1.05]]))
-    y = np.where(np.isin(x, tops), level - height * rng.uniform(0.6, 1.0, len(x)), level - height * rng.uniform(0.0, 0.3, len(x)))
+    y = level - height * np.where(np.isin(x, tops), rng.uniform(0.6, 1.0, len(x)), rng.uniform(0.0, 0.3, len(x)))
     fine = np.linspace(-0.05, 1.05, 120)
     return _closed(fine, np.interp(fine, x, y) + rng.normal(0, height * 0.018, len(fine)))
 

@@ -17,7 +17,7 @@ from realcustom.data.colour import lab_to_rgb, rgb_to_lab
 from realcustom.data.cutouts import Cutout
 from realcustom.data.vocabulary import COLOURS
 
-PATTERNS = ("plain", "stripes", "dots", "checks", "two-tone", "patches")
+PATTERNS = ("plain", "solid", "stripes", "dots", "checks", "two-tone", "patches")
 NUMBERS = 100_000
 HELD_OUT_PERCENT = 12
 
@@ -38,7 +38,7 @@ class Identity:
 
     @property
     def split(self) -> str:
-        """"train" or "held-out"; the unchanged drawing always belongs to "train"."""
+        """ "train" or "held-out"; the unchanged drawing always belongs to "train"."""
         if self.colour == "natural" and self.pattern == "plain":
             return "train"
         key = f"{self.cutout}:{self.colour}:{self.pattern}"
@@ -56,20 +56,30 @@ class Identity:
 
 
 def draw_identity(
-    rng: random.Random, word: str, cutouts: tuple[str, ...], *, split: str, colour: str | None = None,
-    natural: float = 0.3, patterned: float = 0.4,
-) -> Identity:  # fmt: skip
-    """A random identity of the split. colour fixes the main colour; natural and patterned are probabilities."""
-    for _ in range(1000):
-        shade = colour
-        if shade is None:
-            shade = "natural" if rng.random() < natural else rng.choice(tuple(COLOURS))
-        pattern = rng.choice(PATTERNS[1:]) if rng.random() < patterned else "plain"
+    rng: random.Random,
+    word: str,
+    cutouts: tuple[str, ...],
+    *,
+    split: str,
+    colours: tuple[str, ...] = tuple(COLOURS),
+    natural: float = 0.3,
+    patterned: float = 0.4,
+) -> Identity:
+    """A random identity of the split. natural and patterned are probabilities; patterned < 0 means "solid" only.
+
+    A narrow request that the split cannot meet (one colour, solid, held-out) is widened to other patterns.
+    """
+    for attempt in range(1000):
+        shade = "natural" if rng.random() < natural else rng.choice(colours)
+        if patterned < 0 and attempt < 300:
+            pattern = "solid"
+        else:
+            pattern = rng.choice(PATTERNS[2:]) if rng.random() < patterned else rng.choice(PATTERNS[:2])
         number = rng.randrange(NUMBERS)
         identity = Identity(word=word, cutout=rng.choice(cutouts), colour=shade, pattern=pattern, number=number)
         if identity.split == split:
             return identity
-    raise ValueError(f"No {split} identity of {word!r} in colour {colour!r}; allow other colours or patterns.")
+    raise ValueError(f"No {split} identity of {word!r} in {colours}; allow other colours or patterns.")
 
 
 def paint(cutout: Cutout, identity: Identity) -> np.ndarray:
@@ -78,23 +88,28 @@ def paint(cutout: Cutout, identity: Identity) -> np.ndarray:
     Every colour cluster moves as a whole (pixel + weights @ shift), which keeps shading and edges.
     """
     rng = random.Random(f"paint-{identity.id}")
-    main = _main_clusters(cutout)
+    main = _main_clusters(cutout, everything=identity.pattern == "solid")
     pixels = cutout.pixels
+    body = np.average(cutout.centres_rgb[main], axis=0, weights=cutout.shares[main])
     if identity.colour != "natural":
         shifts = _shifts(cutout, main, identity.colour, rng)
         pixels = pixels + cutout.weights @ shifts
-    if identity.pattern != "plain":
-        body = cutout.weights[..., main].sum(axis=-1)
-        amount = body * pattern_map(identity.pattern, cutout.alpha.shape, rng)
-        pixels = pixels + amount[..., None] * (_pattern_colour(identity.colour, cutout, rng) - _body_colour(pixels, body))
+        body = body + np.average(shifts[main], axis=0, weights=cutout.shares[main])
+    if identity.pattern not in ("plain", "solid"):
+        amount = cutout.weights[..., main].sum(axis=-1) * pattern_map(identity.pattern, cutout.alpha.shape, rng)
+        change = _pattern_colour(identity.colour, cutout, rng) - body
+        pixels = pixels + amount[..., None] * change.astype(np.float32)
     out = np.empty((*cutout.alpha.shape, 4), dtype=np.uint8)
     out[..., :3] = np.clip(pixels, 0, 255)
     out[..., 3] = cutout.alpha
     return out
 
 
-def _main_clusters(cutout: Cutout) -> np.ndarray:
-    """Indices of the clusters that make up the body's colour: the largest coloured one and those of similar hue."""
+def _main_clusters(cutout: Cutout, everything: bool = False) -> np.ndarray:
+    """Indices of the clusters that make up the body's colour: the largest coloured one and those of similar hue.
+
+    everything: all but the small dark and pale ones, so that one colour word is true of the whole drawing.
+    """
     lab, shares = cutout.centres_lab, cutout.shares
     dark = lab[:, 0] < 28
     pale = (lab[:, 0] > 88) & (np.hypot(lab[:, 1], lab[:, 2]) < 12)
@@ -108,14 +123,16 @@ def _main_clusters(cutout: Cutout) -> np.ndarray:
         similar = (turn < 0.75) & (chroma > 10) & ~pale
     else:
         similar = (chroma < 14) & (np.abs(lab[:, 0] - lab[first, 0]) < 32)
+    if everything:
+        similar = ~(dark | pale)
     similar[first] = True
     return np.flatnonzero(similar)
 
 
 def _shifts(cutout: Cutout, main: np.ndarray, colour: str, rng: random.Random) -> np.ndarray:
-    """RGB shift (k, 3) of every cluster: the body to the named colour, one other area to a second colour."""
+    """RGB shift (k, 3) of every cluster: the body to the named colour, other areas now and then to further colours."""
     lab, shares = cutout.centres_lab, cutout.shares
-    target = rgb_to_lab(np.array(COLOURS[colour])) + np.array([rng.uniform(-5, 5), rng.uniform(-6, 6), rng.uniform(-6, 6)])
+    target = rgb_to_lab(np.array(COLOURS[colour])) + np.array([rng.uniform(-5, 5) for _ in range(3)])
     new = lab.copy()
     level = float(np.average(lab[main, 0], weights=shares[main]))
     lightness = target[0] + 0.6 * (lab[main, 0] - level)
@@ -128,11 +145,6 @@ def _shifts(cutout: Cutout, main: np.ndarray, colour: str, rng: random.Random) -
             other = rgb_to_lab(np.array(COLOURS[rng.choice(tuple(COLOURS))]))
             new[k] = [0.6 * other[0] + 0.4 * lab[k, 0], other[1], other[2]]
     return (lab_to_rgb(new) - lab_to_rgb(lab)).astype(np.float32)
-
-
-def _body_colour(pixels: np.ndarray, body: np.ndarray) -> np.ndarray:
-    total = float(body.sum()) + 1e-6
-    return ((pixels * body[..., None]).sum(axis=(0, 1)) / total).astype(np.float32)
 
 
 def _pattern_colour(colour: str, cutout: Cutout, rng: random.Random) -> np.ndarray:

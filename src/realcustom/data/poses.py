@@ -46,7 +46,7 @@ def draw_pose(
 
 
 def between(first: Pose, second: Pose, amount: float, rng: random.Random) -> Pose:
-    """A pose `amount` (0..1) of the way from the first to the second; mirrored like the second with that probability."""
+    """A pose `amount` (0..1) of the way from the first to the second, and as likely mirrored like the second."""
 
     def mix(a: float, b: float) -> float:
         return a + (b - a) * amount
@@ -98,7 +98,8 @@ def paste(canvas: Image.Image, drawing: Image.Image, transform: np.ndarray) -> I
         across, down = drawing.size
         drawing = drawing.reduce(2)
         transform = transform @ np.diag([across / drawing.width, down / drawing.height, 1.0])
-    box = (max(0, math.floor(left)), max(0, math.floor(top)), min(canvas.width, math.ceil(right)), min(canvas.height, math.ceil(bottom)))
+    start = (max(0, math.floor(left)), max(0, math.floor(top)))
+    box = (*start, min(canvas.width, math.ceil(right)), min(canvas.height, math.ceil(bottom)))
     alpha = Image.new("L", canvas.size)
     if box[2] <= box[0] or box[3] <= box[1]:
         return alpha

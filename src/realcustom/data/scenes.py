@@ -62,12 +62,14 @@ class Backgrounds:
         if rng.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         light = rng.uniform(0.88, 1.1)
-        gains = [light * rng.uniform(0.95, 1.05) for _ in range(3)]
-        return view.point([min(255, int(v * gain)) for gain in gains for v in range(256)])
+        gains = np.array([256 * light * rng.uniform(0.95, 1.05) for _ in range(3)], dtype=np.uint32)
+        return Image.fromarray(np.minimum(np.asarray(view) * gains >> 8, 255).astype(np.uint8))
 
-    def plain(self, rng: random.Random) -> Image.Image:
-        """A reference's backdrop: one light colour or a soft gradient."""
-        first = [rng.randint(150, 255) for _ in range(3)] if rng.random() < 0.6 else [255, 255, 255]
+    def plain(self, rng: random.Random, *, behind_white: bool = False) -> Image.Image:
+        """A reference's backdrop: one light colour or a soft gradient; darker where the subject is white."""
+        low, high = (80, 190) if behind_white else (150, 255)
+        white = rng.random() < 0.4 and not behind_white
+        first = [255, 255, 255] if white else [rng.randint(low, high) for _ in range(3)]
         picture = Image.new("RGB", (self.size, self.size), tuple(first))
         if rng.random() < 0.3:
             draw = ImageDraw.Draw(picture)

@@ -133,10 +133,10 @@ def mountains(rng: np.random.Generator) -> Image.Image:
     pen.area(line, rock)
     values = [y for _, y in line[:-2]]
     cap = min(values) + 0.19
-    wobble = rng.normal(0, 0.018, len(line))
-    snowy = [(x, min(y, cap + w)) for (x, y), w in zip(line[:-2], wobble, strict=False)]
-    edge = [(x, cap + 0.05 * (k % 3 - 1) if y < cap + w else y) for k, ((x, y), w) in enumerate(zip(line[:-2], wobble, strict=False))]
-    pen.area(snowy + [(x, max(y, v)) for (x, y), (_, v) in zip(edge[::-1], snowy[::-1], strict=True)], (248, 250, 254))
+    knots = np.linspace(0, len(values), 22)
+    teeth = np.interp(np.arange(len(values)), knots, cap + rng.uniform(-0.05, 0.05, len(knots)))
+    snow_line = [(x, max(y, tooth)) for (x, y), tooth in zip(line[:-2], teeth, strict=True)]
+    pen.area([*line[:-2], *snow_line[::-1]], (248, 250, 254))
     picture = shade(pen.picture, noise(rng, (8, 8)), 0.08, 0.2)
     pen = Pen(picture)
     pen.area(ridge(rng, 0.74, 0.07, 0.8), vary(rng, (84, 136, 88)))
@@ -147,7 +147,7 @@ def mountains(rng: np.random.Generator) -> Image.Image:
 def sunset(rng: np.random.Generator) -> Image.Image:
     horizon = rng.uniform(0.58, 0.68)
     top = vary(rng, (94, 52, 130))
-    picture = gradient((0, top), (0.3, (216, 84, 110)), (0.5, (250, 150, 70)), (horizon, (255, 214, 110)), (1, (255, 200, 100)))
+    picture = gradient((0, top), (0.3, (216, 84, 110)), (0.5, (250, 150, 70)), (horizon, (255, 214, 110)))
     x = rng.uniform(0.2, 0.8)
     picture = glow(picture, x, horizon - 0.06, 0.28, (255, 226, 130))
     field = noise(rng, (2, 12))
@@ -171,8 +171,8 @@ def volcano(rng: np.random.Generator) -> Image.Image:
     picture = glow(picture, x, top, 0.2, (255, 150, 50))
     pen = Pen(picture)
     for k in range(7):
-        grey = 80 + 8 * k
-        pen.disc(x + rng.uniform(-0.1, 0.1), top - 0.04 - 0.03 * k, rng.uniform(0.05, 0.09), (grey, grey - 8, grey - 10))
+        smoke = (80 + 8 * k, 72 + 8 * k, 70 + 8 * k)
+        pen.disc(x + rng.uniform(-0.1, 0.1), top - 0.04 - 0.03 * k, rng.uniform(0.05, 0.09), smoke)
     rock = vary(rng, (78, 62, 62))
     pen.area([(x - wide, top), (x + wide, top), (x + 0.46, 0.78), (x - 0.46, 0.78)], rock)
     for _ in range(4):

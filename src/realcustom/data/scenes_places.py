@@ -61,6 +61,7 @@ def city_street(rng: np.random.Generator) -> Image.Image:
 
 def space(rng: np.random.Generator) -> Image.Image:
     picture = gradient((0, (10, 8, 30)), (1, vary(rng, (20, 12, 44), 8)))
+    worlds = [(220, 130, 80), (110, 150, 220), (200, 170, 110), (150, 190, 140)]
     tints = [(110, 40, 150), (40, 70, 170), (160, 50, 110), (30, 120, 140)]
     for _ in range(2):
         picture = blend(picture, tints[rng.integers(4)], np.clip((noise(rng, (3, 3)) - 0.5) * 3, 0, 0.6))
@@ -70,7 +71,7 @@ def space(rng: np.random.Generator) -> Image.Image:
         pen.disc(rng.random(), rng.random(), rng.uniform(0.002, 0.007), (level, level, 255))
     for _ in range(rng.integers(1, 4)):
         x, y, radius = rng.random(), rng.random(), rng.uniform(0.06, 0.16)
-        colour = np.array(vary(rng, [(220, 130, 80), (110, 150, 220), (200, 170, 110), (150, 190, 140)][rng.integers(4)]))
+        colour = np.array(vary(rng, worlds[rng.integers(4)]))
         ring = rng.random() < 0.5
         if ring:
             pen.disc(x, y, radius * 1.8, colour * 0.75 + 50, 0.3)
@@ -80,8 +81,8 @@ def space(rng: np.random.Generator) -> Image.Image:
         for k in range(2):
             pen.disc(x - radius * (0.4 - 0.6 * k), y + radius * (0.2 - 0.5 * k), radius * 0.2, colour * 0.8)
         if ring:
-            pen.line([(x - radius * 1.7, y + radius * 0.1), (x, y + radius * 0.46), (x + radius * 1.7, y + radius * 0.1)],
-                     colour * 0.75 + 50, 0.016)  # fmt: skip
+            front = [(x - radius * 1.7, y + radius * 0.1), (x, y + radius * 0.46), (x + radius * 1.7, y + radius * 0.1)]
+            pen.line(front, colour * 0.75 + 50, 0.016)
     return picture
 
 
@@ -130,9 +131,11 @@ def night_sky(rng: np.random.Generator) -> Image.Image:
         sx, sy = rng.random(), rng.uniform(0, ground)
         pen.line([(sx - size * 1.6, sy), (sx + size * 1.6, sy)], (255, 255, 226), 0.004)
         pen.line([(sx, sy - size * 1.6), (sx, sy + size * 1.6)], (255, 255, 226), 0.004)
-    pen.disc(x, y, radius, (255, 246, 200))
+    moon = Image.new("L", picture.size)
+    Pen(moon).disc(x, y, radius, (255,))
     if rng.random() < 0.6:
-        pen.disc(x + radius * 0.5, y - radius * 0.2, radius * 0.85, (34, 48, 100))
+        Pen(moon).disc(x + radius * 0.5, y - radius * 0.2, radius * 0.85, (0,))
+    picture.paste((255, 246, 200), mask=moon)
     pen.area(ridge(rng, ground, 0.07, 0.8), (22, 42, 52))
     pen.area(ridge(rng, ground + 0.1, 0.05, 0.7), (14, 28, 38))
     return picture

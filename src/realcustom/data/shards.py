@@ -34,10 +34,9 @@ def record_of(sample: dict) -> Record:
     facts = json.loads(sample["json"])
     count = len(facts["words"])
     image = _pixels(sample["png"], "RGB")
-    masks = [
-        _pixels(sample[f"mask{k}.png"], "L") > 127 if f"mask{k}.png" in sample else np.zeros(image.shape[:2], dtype=bool)
-        for k in range(count)
-    ]
+    blank = np.zeros(image.shape[:2], dtype=bool)
+    fields = [f"mask{k}.png" for k in range(count)]
+    masks = [_pixels(sample[name], "L") > 127 if name in sample else blank for name in fields]
     return Record(
         image=image,
         caption=facts["caption"],

@@ -24,16 +24,17 @@ def pencil_sketch(picture: Image.Image) -> Image.Image:
 
 
 def watercolor(picture: Image.Image) -> Image.Image:
-    """Flat washed patches with darker rims on pale paper."""
-    width = max(3, picture.width // 32 | 1)
-    patches = picture.filter(ImageFilter.MedianFilter(min(width, 5)))
-    values = np.asarray(patches).astype(np.float32)
-    soft = np.asarray(patches.filter(ImageFilter.GaussianBlur(picture.width / 50))).astype(np.float32)
-    rim = np.clip(np.abs(values - soft).mean(axis=2, keepdims=True) / 60, 0, 0.5)
-    paint = 255 - (255 - soft * 0.5 - values * 0.5) * 0.68
+    """Soft washes that pool a little at their borders, on pale grained paper."""
+    patches = picture.filter(ImageFilter.MedianFilter(5))
+    sharp = np.asarray(patches).astype(np.float32)
+    soft = np.asarray(patches.filter(ImageFilter.GaussianBlur(picture.width / 64))).astype(np.float32)
     y, x = np.ogrid[0 : picture.height, 0 : picture.width]
-    paper = 4.0 * np.sin(x * 1.9 + 3 * np.sin(y * 0.7)) * np.sin(y * 2.3 + 2 * np.sin(x * 0.5))
-    return Image.fromarray(np.clip(paint * (1 - rim) + paper[..., None], 0, 255).astype(np.uint8))
+    wave = 2 * np.pi / picture.width
+    pool = np.sin(3 * wave * x + 2 * np.sin(2 * wave * y)) * np.sin(4 * wave * y + 2 * np.sin(3 * wave * x))
+    strength = 0.62 + 0.1 * pool[..., None]
+    wash = 255 - (255 - (1.5 * sharp - 0.5 * soft)) * strength
+    grain = 3.5 * np.sin(x * 1.9 + 3 * np.sin(y * 0.7)) * np.sin(y * 2.3 + 2 * np.sin(x * 0.5))
+    return Image.fromarray(np.clip(wash + grain[..., None], 0, 255).astype(np.uint8))
 
 
 def neon(picture: Image.Image) -> Image.Image:
@@ -55,7 +56,8 @@ def sepia_photo(picture: Image.Image) -> Image.Image:
     gray = np.asarray(picture.convert("L")).astype(np.float32)[..., None]
     y, x = np.ogrid[-1 : 1 : picture.height * 1j, -1 : 1 : picture.width * 1j]
     corners = np.clip(1.12 - 0.3 * (x * x + y * y), 0, 1)[..., None]
-    return Image.fromarray(np.clip((40 + gray * 0.84) * corners * np.array((1.04, 0.86, 0.62)), 0, 255).astype(np.uint8))
+    brown = (40 + gray * 0.84) * corners * np.array((1.04, 0.86, 0.62))
+    return Image.fromarray(np.clip(brown, 0, 255).astype(np.uint8))
 
 
 def pop_art(picture: Image.Image) -> Image.Image:

@@ -1,11 +1,9 @@
-"""What the sticker world can show and say: words, scenes, accessories, colours, styles, and the captions made of them."""
+"""What the sticker world can show and say: words, scenes, accessories, colours, styles, and captions made of them."""
 
 import random
 from collections.abc import Iterator
 
-ALL_WORDS: tuple[str, ...] = tuple(
-    word.strip()
-    for word in """
+_ALL_WORDS = """
     airplane, alarm clock, ambulance, apple, axe, backpack, balloon, banana, baseball, basketball, bee, bell, bicycle,
     bird, book, broom, butterfly, cactus, camel, camera, cap, car, carrot, cat, caterpillar, chair, cheese, cherries,
     baby chick, church, clock, coat, coffee cup, corn, cow, crab, croissant, crown, cupcake, deer, diamond, dinosaur,
@@ -20,8 +18,8 @@ ALL_WORDS: tuple[str, ...] = tuple(
     strawberry, suitcase, sun hat, sunflower, sunglasses, swan, t-shirt, taco, taxi, teddy bear, telephone, television,
     tent, tomato, top hat, tractor, train, tram, tree, trophy, truck, trumpet, tulip, turtle, umbrella, unicorn, vase,
     violin, watch, watermelon, whale, wolf, zebra
-    """.split(",")
-)
+"""
+ALL_WORDS: tuple[str, ...] = tuple(word.strip() for word in _ALL_WORDS.split(","))
 """The 180 words of the shipped cut-out list; the tokenizer knows all of them."""
 
 DEFAULT_WORDS: tuple[str, ...] = (
@@ -61,15 +59,13 @@ ACCESSORY_PHRASES: dict[str, str] = {
     "bow tie": "wearing a bow tie",
 }
 
-WEARERS: frozenset[str] = frozenset(
-    word.strip()
-    for word in """
+_WEARERS = """
     bear, bird, camel, cat, baby chick, cow, deer, dinosaur, dog, dragon, duck, eagle, elephant, flamingo, fox, ghost,
     gorilla, hamster, hedgehog, hippo, horse, kangaroo, koala, leopard, lion, llama, monkey, mouse, octopus, otter, owl,
-    panda, parrot, peacock, penguin, pig, poodle, rabbit, raccoon, rhinoceros, robot, rooster, sheep, sloth, snowman,
-    squirrel, swan, teddy bear, turtle, unicorn, wolf, zebra
-    """.split(",")
-)
+    panda, parrot, peacock, penguin, pig, poodle, rabbit, raccoon, rhinoceros, robot, rooster, sheep, sloth, squirrel,
+   , swan, teddy bear, turtle, unicorn, wolf, zebra
+"""
+WEARERS: frozenset[str] = frozenset(word.strip() for word in _WEARERS.split(","))
 """Words whose drawings have a head, so that an accessory makes sense on them."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -88,10 +84,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """Colour word -> sRGB of its typical shade."""
 
 STYLES: tuple[str, ...] = ("pixel art", "pencil sketch", "watercolor", "neon", "sepia photo", "pop art")
+COLOURLESS_STYLES = frozenset({"pencil sketch", "sepia photo"})
+"""Styles in which no colour word would be true."""
 
 
 def article_of(word: str) -> str:
-    """"a", "an", or "" for plural and mass nouns."""
+    """ "a", "an", or "" for plural and mass nouns."""
     if word in WITHOUT_ARTICLE:
         return ""
     return "an" if word[0] in "aeio" or word == "umbrella" else "a"

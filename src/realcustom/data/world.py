@@ -17,7 +17,16 @@ from realcustom.data.poses import Pose, between, draw_pose, matrix, paste
 from realcustom.data.records import Record, reconstruction
 from realcustom.data.scenes import Backgrounds
 from realcustom.data.styles import STYLE_PAINTERS
-from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, DEFAULT_WORDS, SCENE_PHRASES, WEARERS, caption, noun_phrase
+from realcustom.data.vocabulary import (
+    ACCESSORY_PHRASES,
+    COLOURLESS_STYLES,
+    COLOURS,
+    DEFAULT_WORDS,
+    SCENE_PHRASES,
+    WEARERS,
+    caption,
+    noun_phrase,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +94,10 @@ class Plan:
 class StickerWorld:
     """Makes records; holds the cut-outs and background plates it has read or drawn so far."""
 
-    def __init__(self, folder: str | Path, settings: WorldSettings | None = None, photographs: str | Path | None = None):
-        """folder: named RGBA cut-outs (see cutouts.py). photographs: folder with scenes.json, needed for photograph > 0."""
+    def __init__(
+        self, folder: str | Path, settings: WorldSettings | None = None, photographs: str | Path | None = None
+    ):
+        """folder: named RGBA cut-outs (cutouts.py). photographs: folder with scenes.json, needed for photograph > 0."""
         self.settings = settings if settings is not None else WorldSettings()
         size = self.settings.cutout_size or max(48, round(0.875 * self.settings.size))
         self.cutouts = CutoutFolder(folder, size)
@@ -98,7 +109,10 @@ class StickerWorld:
         self.backdrops = Backgrounds(self.settings.reference_size, self.settings.seed, self.settings.plates)
 
     def record(self, index: int, *, difficulty: float | None = None, reconstruct: bool = False) -> Record:
-        """The record of an index. difficulty overrides the settings'; reconstruct makes every reference the picture itself."""
+        """The record of an index.
+
+        difficulty overrides the settings'; reconstruct makes every reference the picture itself.
+        """
         settings = self.settings
         rng = random.Random(f"{settings.seed}-{settings.split}-{index}")
         plan = self.plan(rng)
@@ -126,14 +140,15 @@ class StickerWorld:
         settings = self.settings
         count = 2 if len(settings.words) > 1 and rng.random() < settings.two_subjects else 1
         words = rng.sample(settings.words, count)
+        style = rng.choice(tuple(STYLE_PAINTERS)) if rng.random() < settings.style else None
         identities, references, colours = [], [], []
         for word in words:
-            colour = rng.choice(tuple(COLOURS)) if rng.random() < settings.colour_word else None
-            identity = self.identity(rng, word, colour=colour)
-            other = colour is not None and rng.random() < settings.repaint
+            named = rng.random() < settings.colour_word and style not in COLOURLESS_STYLES
+            identity = self.identity(rng, word, colours=tuple(COLOURS)) if named else self.identity(rng, word)
+            other = named and rng.random() < settings.repaint
             references.append(self.identity_like(identity, rng) if other else identity)
             identities.append(identity)
-            colours.append(colour)
+            colours.append(identity.colour if named else None)
         companion, poses = None, self._poses(rng, count)
         if count == 1 and len(settings.words) > 1 and rng.random() < settings.companion:
             side = rng.choice((0.24, 0.76))
@@ -151,15 +166,17 @@ class StickerWorld:
             companion=companion,
             scene=rng.choice(settings.scenes),
             names_scene=rng.random() >= settings.no_scene,
-            style=rng.choice(tuple(STYLE_PAINTERS)) if rng.random() < settings.style else None,
+            style=style,
         )
 
-    def identity(self, rng: random.Random, word: str, colour: str | None = None) -> Identity:
-        """A random identity of the settings' split."""
+    def identity(self, rng: random.Random, word: str, colours: tuple[str, ...] | None = None) -> Identity:
+        """A random identity of the settings' split; colours asks for one of these main colours all over."""
+        settings, cutouts = self.settings, self.cutouts.names(word)
+        if colours is not None:
+            return draw_identity(rng, word, cutouts, split=settings.split, colours=colours, natural=0.0, patterned=-1.0)
         return draw_identity(
-            rng, word, self.cutouts.names(word), split=self.settings.split, colour=colour,
-            natural=self.settings.natural, patterned=self.settings.patterned,
-        )  # fmt: skip
+            rng, word, cutouts, split=settings.split, natural=settings.natural, patterned=settings.patterned
+        )
 
     def identity_like(self, identity: Identity, rng: random.Random) -> Identity:
         """The same individual in another main colour of the same split, or itself when there is none."""
@@ -176,9 +193,13 @@ class StickerWorld:
         if pose is not None:
             own = between(pose, own, difficulty, rng)
         plain = rng.random() < settings.plain_reference
-        canvas = self.backdrops.plain(rng) if plain else self.backdrops.background(rng.choice(settings.scenes), rng)
+        if plain:
+            canvas = self.backdrops.plain(rng, behind_white=identity.colour == "white")
+        else:
+            canvas = self.backdrops.background(rng.choice(settings.scenes), rng)
         cutout = self.cutouts.load(identity.word, identity.cutout)
-        paste(canvas, Image.fromarray(paint(cutout, identity)), matrix(cutout, identity.proportions, own, settings.reference_size))
+        transform = matrix(cutout, identity.proportions, own, settings.reference_size)
+        paste(canvas, Image.fromarray(paint(cutout, identity)), transform)
         return np.asarray(canvas)
 
     def _poses(self, rng: random.Random, count: int) -> tuple[Pose, ...]:
