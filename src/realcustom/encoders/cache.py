@@ -1,0 +1,39 @@
+"""Reference features by content: the same picture is encoded once, however often it is used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from PIL import Image
+
+from realcustom.encoders.image import ReferenceFeatures
+
+
+class FeatureCache:
+    """Features of the last `capacity` reference images of one encoder, and of its all-zero image."""
+
+    def __init__(self, encoder, capacity: int = 32):
+        self.encoder = encoder
+        self.capacity = capacity
+        self._features: OrderedDict[str, ReferenceFeatures] = OrderedDict()
+
+    def image(self, image: Image.Image) -> ReferenceFeatures:
+        """Features (1, n, c) of one RGB image."""
+        key = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+        return self._get(key, lambda: self.encoder.encode([image]))
+
+    def zero(self) -> ReferenceFeatures:
+        """Features (1, n, c) of the all-zero image, the negative branch's reference."""
+        return self._get("zero", lambda: self.encoder.negative(1))
+
+    def _get(self, content: str, compute) -> ReferenceFeatures:
+        # The encoder may have been moved or cast since: its numbers then differ.
+        key = f"{content} {self.encoder.device} {self.encoder.dtype}"
+        if key in self._features:
+            self._features.move_to_end(key)
+        else:
+            self._features[key] = compute()
+            while len(self._features) > self.capacity:
+                self._features.popitem(last=False)
+        return self._features[key]

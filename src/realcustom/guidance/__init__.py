@@ -1,0 +1,1 @@
+"""Attention maps of the target word to the guidance mask: pure tensors."""

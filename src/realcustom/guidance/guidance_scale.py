@@ -1,0 +1,46 @@
+"""The two guidance formulas. Each is a small object that says which predictions it needs and combines them.
+
+eps_neg: negative prompt; eps_T: text only (the guidance branch); eps_TI: text, reference and mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SingleScale:
+    """eps = eps_neg + w (eps_TI - eps_neg): the RealCustom++ release."""
+
+    scale: float = 3.5
+
+    needs_text_prediction = False
+
+    @property
+    def needs_negative(self) -> bool:
+        """At w = 1 the negative prediction cancels out."""
+        return self.scale != 1
+
+    def combine(self, negative: torch.Tensor | None, text: torch.Tensor | None, full: torch.Tensor) -> torch.Tensor:
+        """Predictions (B, C, h, w) to the guided one."""
+        return full if negative is None else negative + self.scale * (full - negative)
+
+
+@dataclass(frozen=True)
+class TextAndImageScale:
+    """eps = eps_neg + w_t (eps_T - eps_neg) + w_i (eps_TI - eps_T): RealCustom Eq. 13."""
+
+    text_scale: float = 7.5
+    image_scale: float = 12.5
+
+    needs_text_prediction = True
+    needs_negative = True
+
+    def combine(self, negative: torch.Tensor, text: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+        """Predictions (B, C, h, w) to the guided one."""
+        return negative + self.text_scale * (text - negative) + self.image_scale * (full - text)
+
+
+Guidance = SingleScale | TextAndImageScale

@@ -1,0 +1,129 @@
+"""The RealCustom adapter: everything that is trained, one object, saved by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import nn
+
+from realcustom.encoders.image import ReferenceFeatures
+from realcustom.models.attention import LayerKeysValues, cross_attention_names
+from realcustom.models.projector import build_projector
+from realcustom.models.scoring import AdaptiveScoringModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringInputs:
+    """What RealCustom's scoring module reads besides the R reference images.
+
+    Attributes:
+        text: (B, T, c) prompt embeddings.
+        latents: (B, C, h, w) noisy latents.
+        masks: (B, R, G, g) guidance mask of each reference's subject; None in training.
+        alpha_bar: scalar or (B,) cumulative alpha of the timestep.
+        keep: gamma_num in (0, 1], share of the visual tokens kept.
+    """
+
+    text: torch.Tensor
+    latents: torch.Tensor
+    masks: torch.Tensor | None
+    alpha_bar: torch.Tensor
+    keep: float
+
+
+class RealCustomAdapter(ModelMixin, ConfigMixin):
+    """Projector, visual keys and values of every cross-attention layer and, for RealCustom, the scoring module.
+
+    It fits every stock U-Net of the family it was built for: the weights live here, not in the U-Net.
+    """
+
+    @register_to_config
+    def __init__(self, layers: list[int], token_dim: int, projector_config: dict, scoring_config: dict | None = None):
+        """
+        Args:
+            layers: inner width of each cross-attention layer in running order (down, mid, up).
+            token_dim: width of the visual tokens, the projector's output.
+            projector_config: configuration for `build_projector`.
+            scoring_config: arguments of `AdaptiveScoringModule` (RealCustom); None for RealCustom++.
+        """
+        super().__init__()
+        self.projector = build_projector(projector_config)
+        self.scoring = None if scoring_config is None else AdaptiveScoringModule(**scoring_config)
+        self.to_k = nn.ModuleList(nn.Linear(token_dim, width, bias=False) for width in layers)
+        self.to_v = nn.ModuleList(nn.Linear(token_dim, width, bias=False) for width in layers)
+
+    @classmethod
+    def for_unet(cls, unet, projector: dict, scoring: dict | None = None) -> RealCustomAdapter:
+        """An untrained adapter for a stock U-Net; `projector` must give tokens of its cross-attention width."""
+        modules = [unet.get_submodule(name) for name in cross_attention_names(unet)]
+        return cls([module.to_q.out_features for module in modules], modules[0].to_k.in_features, projector, scoring)
+
+    @torch.no_grad()
+    def init_from_text(self, unet) -> None:
+        """Start the visual keys and values as copies of the U-Net's text keys and values."""
+        self.check_unet(unet)
+        for name, to_k, to_v in zip(cross_attention_names(unet), self.to_k, self.to_v):
+            module = unet.get_submodule(name)
+            to_k.weight.copy_(module.to_k.weight)
+            to_v.weight.copy_(module.to_v.weight)
+
+    def check_unet(self, unet) -> None:
+        """Refuse a U-Net of another family.
+
+        Raises:
+            ValueError: number or widths of the cross-attention layers differ.
+        """
+        widths = [unet.get_submodule(name).to_q.out_features for name in cross_attention_names(unet)]
+        if widths != list(self.config.layers):
+            raise ValueError(
+                f"The adapter was made for a U-Net with {len(self.config.layers)} cross-attention layers of widths "
+                f"{sorted(set(self.config.layers))}, this one has {len(widths)} of widths {sorted(set(widths))}: "
+                "use the adapter of this base model's family."
+            )
+
+    def tokens(self, features: ReferenceFeatures) -> torch.Tensor:
+        """Visual tokens (R, n, token_dim) of R reference images."""
+        return self.projector(features)
+
+    def keys_values(self, tokens: torch.Tensor) -> list[LayerKeysValues]:
+        """Per cross-attention layer the keys and values (..., n, C) of visual tokens (..., n, token_dim)."""
+        return [(to_k(tokens), to_v(tokens)) for to_k, to_v in zip(self.to_k, self.to_v)]
+
+    def forward(self, features: ReferenceFeatures, scoring: ScoringInputs | None = None) -> list[LayerKeysValues]:
+        """Per cross-attention layer the keys and values of R reference images: (R, n, C), or with `scoring` for each
+        of B images (B * R, k, C), the references of an image next to each other."""
+        tokens = self.tokens(features)
+        return self.keys_values(tokens if scoring is None else self.score(tokens, scoring))
+
+    def score(self, tokens: torch.Tensor, inputs: ScoringInputs) -> torch.Tensor:
+        """Visual tokens (R, n, d) weighted and selected for each of B images: (B * R, k, d), k = share kept of n."""
+        references, batch = tokens.shape[0], inputs.latents.shape[0]
+
+        def each(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(references, dim=0)
+
+        masks = None if inputs.masks is None else rearrange(inputs.masks, "b r h w -> (b r) 1 h w")
+        alpha_bar = each(inputs.alpha_bar.expand(batch))
+        selected, _ = self.scoring(
+            tokens.repeat(batch, 1, 1), each(inputs.text), each(inputs.latents), masks, alpha_bar, inputs.keep
+        )
+        return selected
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> RealCustomAdapter:
+        """Load strictly, from a folder or a hub id.
+
+        Raises:
+            ValueError: keys are missing, unknown or misshapen.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        wrong = {kind: keys for kind, keys in info.items() if kind != "error_msgs" and keys}
+        if wrong:
+            listed = "; ".join(f"{kind}: {', '.join(map(str, keys))}" for kind, keys in wrong.items())
+            raise ValueError(f"The adapter's weights do not fit its configuration ({listed}).")
+        return (model, info) if wants_info else model

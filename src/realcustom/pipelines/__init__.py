@@ -1,0 +1,1 @@
+"""The figure executed: guidance branch, mask, generation branch, image."""

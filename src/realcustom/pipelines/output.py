@@ -1,0 +1,47 @@
+"""From latents to images, and what a call returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class RealCustomOutput(BaseOutput):
+    """Result of a pipeline call.
+
+    Attributes:
+        images: list of PIL images, or an array / tensor by `output_type`.
+        masks: per target word (steps, images, G, g) float32 on the CPU: the guidance mask used at each step.
+        nsfw_content_detected: the safety checker's verdicts, where the pipeline has one.
+    """
+
+    images: list | torch.Tensor
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    nsfw_content_detected: list[bool] | None = None
+
+
+def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1], in the VAE's own statistics and a safe dtype.
+
+    A VAE marked `force_upcast` (SDXL's) overflows in float16 and decodes in float32.
+    """
+    config = vae.config
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and getattr(config, "force_upcast", False)
+    if upcast:
+        vae.to(dtype=torch.float32)
+    latents = latents.to(vae.dtype)
+    if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (config.latents_mean, config.latents_std)
+        )
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor
+    image = vae.decode(latents, return_dict=False)[0]
+    if upcast:
+        vae.to(dtype=dtype)
+    return image
