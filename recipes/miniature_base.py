@@ -1,0 +1,97 @@
+"""The miniature's base model: text-to-image on cached latents of the sticker world."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from realcustom.data.vocabulary import caption_corpus
+from realcustom.data.world import WorldSettings
+from realcustom.miniature.builders import build_scheduler, build_text_encoder, build_unet
+from realcustom.miniature.tokenizer import train_tokenizer
+from realcustom.training.base import BaseExport, BaseLoss, TextGrid, tokenize
+from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
+from realcustom.training.feeding import feed_batches
+from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
+from realcustom.training.stickers import StickerPairs
+
+SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
+WORLD = WorldSettings(no_scene=0.15, repaint=0.3)
+PROMPTS = (
+    "a dog on the beach",
+    "a cat in the forest",
+    "a red car on a city street",
+    "a teddy bear wearing a hat in a living room",
+    "a robot in space",
+    "an elephant in the desert",
+    "a penguin in the snow",
+    "a rabbit wearing sunglasses in a meadow",
+    "a blue fish underwater",
+    "a rocket under the night sky",
+    "a lion and a duck in the mountains",
+    "a mushroom in the forest, watercolor",
+)
+
+
+def recipe(
+    out: Path = Path("outputs/base"),
+    vae: Path = Path("outputs/autoencoder/export"),
+    cache: Path = Path("outputs/latents"),
+    subjects: Path = SUBJECTS,
+    start: str = "",
+    count: int = 100_000,
+    steps: int = 28_000,
+    batch_size: int = 16,
+    learning_rate: float = 3e-4,
+    workers: int = 2,
+    seed: int = 0,
+) -> TrainConfig:
+    """About 450,000 samples. `start` is the exported folder of an earlier run to go on from; empty starts anew.
+
+    The cache is filled first, by `workers` processes; it holds references too, so that the adapter trains on it.
+    """
+    return TrainConfig(
+        name="miniature-base",
+        out=out,
+        build=partial(build, vae, cache, subjects, start, CacheSettings(count=count, references=True, workers=workers)),
+        steps=steps,
+        batch_size=batch_size,
+        ema_decay=0.9995,
+        optimizer=OptimizerSettings(
+            learning_rate=learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            schedule=partial(hold_and_decay, warmup=500, decay=0.25, floor=0.05),
+        ),
+        checkpoint=CheckpointSettings(every_minutes=8),
+        log_every=50,
+        sample_every=1000,
+        seed=seed,
+    )
+
+
+def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSettings) -> Parts:
+    """U-Net and text encoder from random weights or from an earlier export."""
+    with PartialState().main_process_first():
+        cache_latents(StickerPairs(subjects, WORLD), vae, cache, settings)
+    tokenizer = train_tokenizer(caption_corpus(4000))
+    scheduler = build_scheduler()
+    if start:
+        unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet")
+        text_encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder")
+    else:
+        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    source = LatentCache(cache, partial(tokenize, tokenizer), settings.count)
+    prompts, empty = (torch.from_numpy(tokenize(tokenizer, texts)).long() for texts in (list(PROMPTS), [""]))
+    return Parts(
+        trained={"unet": unet, "text_encoder": text_encoder},
+        frozen={"vae": AutoencoderTiny.from_pretrained(vae)},
+        loss=BaseLoss(scheduler=scheduler, empty_tokens=empty[0]),
+        data=partial(feed_batches, source=source),
+        sample=TextGrid(scheduler=scheduler, tokens=prompts, empty_tokens=empty[0]),
+        export=BaseExport(tokenizer=tokenizer, scheduler=scheduler),
+    )

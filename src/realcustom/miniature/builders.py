@@ -1,0 +1,108 @@
+"""The miniature's networks: stock classes of diffusers and transformers at small sizes. The numbers live here.
+
+Shapes: pictures (B, 3, 128, 128) in [-1, 1]; latents (B, 8, 16, 16), unit variance after scaling; text (B, 77, 192);
+reference tokens (R, 64, 192). All builders give random weights; seed torch before calling them.
+"""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+IMAGE_SIZE = 128
+LATENT_SIZE = 16
+LATENT_CHANNELS = 8
+TEXT_WIDTH = 192
+REFERENCE_IMAGE_SIZE = 64
+REFERENCE_PATCH = 8
+
+
+def build_vae() -> AutoencoderTiny:
+    """128 px to 16 x 16 x 8 and back; no block at full or half resolution, where a CPU spends its time.
+
+    `scaling_factor` 1.0 holds because training keeps the latents at unit variance.
+    """
+    return AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(48, 48, 48, 48),
+        num_encoder_blocks=(0, 0, 2, 4),
+        decoder_block_out_channels=(64, 64, 64, 64),
+        num_decoder_blocks=(6, 3, 0, 0),
+        scaling_factor=1.0,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text transformer, three layers of width 192."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """16.9 M parameters, text cross-attention at 16 x 16 and 8 x 8; few wide heads, which a CPU computes faster."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(128, 256),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=1,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule with v-prediction, whose targets keep unit variance at every noise level."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+
+
+def build_reference_encoder():
+    """A `ReferenceEncoder` of a SigLIP-class (width 128) and a DINOv2-class network (width 96), four blocks each."""
+    from realcustom.encoders.image import ReferenceEncoder
+
+    shared = {"image_size": REFERENCE_IMAGE_SIZE, "patch_size": REFERENCE_PATCH, "num_hidden_layers": 4}
+    siglip = {**shared, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}
+    dino = {**shared, "hidden_size": 64, "num_attention_heads": 1, "mlp_ratio": 4, "num_register_tokens": 4}
+    return ReferenceEncoder(
+        siglip_config=siglip,
+        dino_config=dino,
+        siglip_layers=(0, 1, 2, 3),
+        dino_layers=(0, 1, 2, 3),
+        image_size=REFERENCE_IMAGE_SIZE,
+    )
+
+
+def build_adapter(unet: UNet2DConditionModel, reference_encoder):
+    """A RealCustom++ adapter with the cross-layer cross-scale projector, K/V started from the text's K/V."""
+    from realcustom.models.adapter import RealCustomAdapter
+
+    width = reference_encoder.feature_dim
+    projector = {"kind": "cross-layer-cross-scale", "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
+    adapter = RealCustomAdapter.for_unet(unet, projector=projector)
+    adapter.init_from_text(unet)
+    return adapter

@@ -1,0 +1,1 @@
+"""Training: one loop for autoencoder, base, adapter and the real backbones; recipes are small Python files."""

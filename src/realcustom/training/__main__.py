@@ -1,0 +1,34 @@
+"""`python -m realcustom.training RECIPE [name=value ...] [--resume] [--out DIR] [--max-steps N]`; torchrun works."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from .recipes import configure, load_recipe, parse_options
+
+
+def main() -> None:
+    """Run one recipe."""
+    parser = argparse.ArgumentParser(prog="python -m realcustom.training", description=main.__doc__)
+    parser.add_argument("recipe", help="path of a recipe file, or its name in recipes/")
+    parser.add_argument("options", nargs="*", help="options of the recipe, name=value")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, or start")
+    parser.add_argument("--out", type=Path, help="output folder, instead of the recipe's")
+    parser.add_argument("--max-steps", type=int, help="optimiser steps in all, instead of the recipe's")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = configure(load_recipe(arguments.recipe), parse_options(arguments.options))
+        changes = {"out": arguments.out, "steps": arguments.max_steps}
+        config = config.replace(**{name: value for name, value in changes.items() if value is not None})
+        from .loop import train
+
+        train(config, resume=arguments.resume)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Training an autoencoder of the AutoencoderTiny kind, without adversary and without a pretrained perceptual loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .config import Batch, Modules
+from .logs import grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderLoss:
+    """The autoencoder's objective: (modules, batch, generator) -> (loss, metrics), modules["vae"] trained.
+
+    gradient: weight of the L1 distance of horizontal and vertical differences, which keeps edges sharp.
+    scales: resolutions at which both are compared, each half of the one before.
+    moments: weight of the squared distance of every latent channel's mean from 0 and standard deviation from 1.
+    noise: standard deviation of the noise on the latents in front of the decoder, so that neighbouring latents decode
+        to neighbouring pictures, as a diffusion model's imprecise samples need.
+    """
+
+    gradient: float = 1.0
+    scales: int = 3
+    moments: float = 0.1
+    noise: float = 0.1
+
+    def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = to_signed(batch["pixels"])
+        latents = modules["vae"].encode(pixels).latents.float()
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        decoded = modules["vae"].decode(latents + self.noise * noise).sample.float()
+        distance, edges = picture_distance(decoded, pixels, self.scales)
+        moments = moment_penalty(latents)
+        loss = distance + self.gradient * edges + self.moments * moments
+        return loss, {"l1": F.l1_loss(decoded, pixels), "edges": edges, "moments": moments, "latent_std": latents.std()}
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def picture_distance(decoded: Tensor, pixels: Tensor, scales: int) -> tuple[Tensor, Tensor]:
+    """Mean L1 distance of pixels and of their differences, averaged over resolutions."""
+    distance, edges = decoded.new_zeros(()), decoded.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            decoded, pixels = F.avg_pool2d(decoded, 2), F.avg_pool2d(pixels, 2)
+        error = decoded - pixels
+        distance = distance + error.abs().mean()
+        edges = edges + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return distance / scales, edges / scales
+
+
+def moment_penalty(latents: Tensor) -> Tensor:
+    """Mean over channels of mean^2 + (std - 1)^2; latents (B, C, h, w)."""
+    channels = rearrange(latents, "b c h w -> c (b h w)")
+    return (channels.mean(dim=1) ** 2 + (channels.std(dim=1) - 1) ** 2).mean()
+
+
+@torch.no_grad()
+def reconstructions(modules: Modules, pixels: Tensor) -> np.ndarray:
+    """Pictures uint8 (B, 3, H, W) above what the autoencoder makes of them, as one uint8 array (2H, B * W, 3)."""
+    vae = modules["vae"]
+    pixels = pixels.to(next(vae.parameters()).device)
+    decoded = vae.decode(vae.encode(to_signed(pixels)).latents).sample
+    return grid(np.concatenate([to_pictures(to_signed(pixels)), to_pictures(decoded)]), columns=len(pixels))
+
+
+def to_pictures(decoded: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    pictures = (decoded.float().clamp(-1, 1) + 1) * 127.5
+    return rearrange(pictures.round().to(torch.uint8).cpu().numpy(), "b c h w -> b h w c")
+
+
+def export_autoencoder(modules: Modules, folder: Path) -> None:
+    """Write the autoencoder as a diffusers folder."""
+    modules["vae"].save_pretrained(folder)

@@ -1,0 +1,177 @@
+"""Latents computed once: chunks of arrays on disk, written by worker processes and read by memory mapping.
+
+A cache is a folder of chunks `chunk-00000/`, each complete or absent:
+    latents.npy     float16 (N, C, h, w), scaled to unit variance
+    captions.json   N captions
+    references.npy  uint8 (N, H, W, 3), the subject in another picture (where references are cached)
+    images.npy      uint8 (N, H, W, 3), the picture itself (with references; the reconstruction stage's reference)
+    difficulty.npy  float32 (N,), how far the reference's pose and size are from the picture's, 0..1
+More records are added by asking for a larger number.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers import AutoModel
+from einops import rearrange
+
+from .autoencoder import to_signed
+
+CHUNK = 2048
+ENCODED_AT_ONCE = 32
+
+
+class Pairs(Protocol):
+    """What a cache is made of; must be picklable."""
+
+    def sample(self, index: int) -> dict:
+        """image uint8 (H, W, 3), caption, and for references: reference uint8 (H, W, 3), difficulty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """count: records in all, rounded up to whole chunks. references: store references and pictures too.
+
+    first: index of the first record, so that two caches of one source can differ.
+    """
+
+    count: int
+    references: bool = False
+    first: int = 0
+    workers: int = 1
+
+
+def cache_latents(pairs: Pairs, vae: str | Path, folder: str | Path, settings: CacheSettings) -> Path:
+    """Compute the chunks that are missing.
+
+    Args:
+        pairs: gives the record of an index.
+        vae: folder of the autoencoder.
+        folder: of the cache.
+        settings: how much, and by how many processes.
+
+    Returns:
+        The cache's folder.
+
+    Raises:
+        ValueError: the cache was made with another autoencoder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_autoencoder(folder, Path(vae))
+    numbers = [number for number in range(-(-settings.count // CHUNK)) if not (folder / _name(number)).is_dir()]
+    work = partial(_write_chunk, pairs, str(vae), folder, settings)
+    if settings.workers < 2:
+        for number in numbers:
+            work(number)
+        return folder
+    with multiprocessing.get_context("spawn").Pool(settings.workers, initializer=_one_thread) as pool:
+        for _ in pool.imap_unordered(work, numbers):
+            pass
+    return folder
+
+
+class LatentCache:
+    """A cache read by memory mapping: a `Source` for base (and, with references, adapter) training.
+
+    Args:
+        folder: of the cache.
+        tokenize: list of captions -> int (N, T) token numbers; called once for all captions.
+        count: records to use; None for all.
+    """
+
+    def __init__(self, folder: str | Path, tokenize: Callable[[list[str]], np.ndarray], count: int | None = None):
+        chunks = sorted(Path(folder).glob("chunk-*"))
+        if not chunks:
+            raise ValueError(f"{folder} holds no cached latents: run cache_latents first.")
+        self.captions = [caption for chunk in chunks for caption in json.loads((chunk / "captions.json").read_text())]
+        self.tokens = tokenize(self.captions)
+        self.latents = _Rows(chunks, "latents.npy")
+        self.references = _Rows(chunks, "references.npy")
+        self.images = _Rows(chunks, "images.npy")
+        self.difficulty = np.concatenate([np.load(chunk / "difficulty.npy") for chunk in chunks])
+        self.size = len(self.captions) if count is None else min(count, len(self.captions))
+
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """latents float16 (B, C, h, w) and tokens int64 (B, T)."""
+        return {
+            "latents": torch.from_numpy(self.latents.take(indices)),
+            "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
+        }
+
+
+class _Rows:
+    """One array name over all chunks, addressed by record."""
+
+    def __init__(self, chunks: list[Path], name: str):
+        self.paths = [chunk / name for chunk in chunks]
+        self._maps: dict[int, np.ndarray] = {}
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Copies of the rows (B, ...)."""
+        return np.stack([self._chunk(index // CHUNK)[index % CHUNK] for index in map(int, indices)])
+
+    def _chunk(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            self._maps[number] = np.load(self.paths[number], mmap_mode="r")
+        return self._maps[number]
+
+    def __getstate__(self) -> dict:
+        return {"paths": self.paths, "_maps": {}}
+
+
+def _write_chunk(pairs: Pairs, vae: str, folder: Path, settings: CacheSettings, number: int) -> None:
+    encoder = AutoModel.from_pretrained(vae).eval()
+    samples = [pairs.sample(settings.first + number * CHUNK + row) for row in range(CHUNK)]
+    unfinished = folder / f".unfinished-{_name(number)}-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    latents = np.concatenate(
+        [_encode(encoder, samples[start : start + ENCODED_AT_ONCE]) for start in range(0, CHUNK, ENCODED_AT_ONCE)]
+    )
+    np.save(unfinished / "latents.npy", latents)
+    np.save(unfinished / "difficulty.npy", np.array([sample.get("difficulty", 0.0) for sample in samples], np.float32))
+    if settings.references:
+        np.save(unfinished / "references.npy", np.stack([sample["reference"] for sample in samples]))
+        np.save(unfinished / "images.npy", np.stack([sample["image"] for sample in samples]))
+    (unfinished / "captions.json").write_text(json.dumps([sample["caption"] for sample in samples]))
+    os.rename(unfinished, folder / _name(number))
+
+
+@torch.no_grad()
+def _encode(encoder, samples: list[dict]) -> np.ndarray:
+    pixels = torch.from_numpy(np.stack([sample["image"] for sample in samples]))
+    encoded = encoder.encode(to_signed(rearrange(pixels, "b h w c -> b c h w")))
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return (latents * encoder.config.scaling_factor).to(torch.float16).numpy()
+
+
+def _check_autoencoder(folder: Path, vae: Path) -> None:
+    """Latents of two autoencoders must not mix: the cache remembers the weights' size and date."""
+    weights = sorted(vae.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"{vae} holds no autoencoder weights: train or export the autoencoder first.")
+    identity = json.dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights])
+    note = folder / "autoencoder.json"
+    if note.exists() and note.read_text() != identity:
+        raise ValueError(f"{folder} was cached with another autoencoder: remove it or choose another cache folder.")
+    note.write_text(identity)
+
+
+def _name(number: int) -> str:
+    return f"chunk-{number:05d}"
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,92 @@
+"""The diffusion objective: noise, targets and weights read from the scheduler's configuration; pure functions.
+
+Shapes: B samples, C latent channels, h, w latent height and width, t timesteps (B,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch of latents at random noise levels.
+
+    latents: (B, C, h, w) noisy latents, the network's input.
+    target: (B, C, h, w) what the network must predict.
+    timesteps: (B,) long.
+    alpha_bar: (B,) cumulative signal share in (0, 1).
+    """
+
+    latents: Tensor
+    target: Tensor
+    timesteps: Tensor
+    alpha_bar: Tensor
+
+
+def alphas_cumprod(scheduler, device: torch.device) -> Tensor:
+    """(T,) float32 cumulative products of 1 - beta."""
+    return scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
+
+
+def add_noise(latents: Tensor, scheduler, generator: torch.Generator) -> Noised:
+    """Draw a timestep and noise for every sample and form input and target.
+
+    Args:
+        latents: (B, C, h, w) scaled latents.
+        scheduler: a diffusers scheduler; its prediction_type decides the target.
+        generator: draws timesteps, then noise.
+
+    Raises:
+        ValueError: the scheduler's prediction_type is neither epsilon, v_prediction nor sample.
+    """
+    latents = latents.float()
+    alpha_bar = alphas_cumprod(scheduler, latents.device)
+    timesteps = torch.randint(len(alpha_bar), latents.shape[:1], generator=generator, device=latents.device)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    chosen = alpha_bar[timesteps]
+    signal, sigma = (value.view(-1, 1, 1, 1) for value in (chosen.sqrt(), (1 - chosen).sqrt()))
+    targets = {"epsilon": noise, "v_prediction": signal * noise - sigma * latents, "sample": latents}
+    kind = scheduler.config.prediction_type
+    if kind not in targets:
+        raise ValueError(f'The scheduler predicts "{kind}"; training knows {", ".join(targets)}.')
+    return Noised(signal * latents + sigma * noise, targets[kind], timesteps, chosen)
+
+
+def min_snr_weights(alpha_bar: Tensor, prediction_type: str, gamma: float | None) -> Tensor:
+    """(B,) loss weights of Min-SNR-gamma (Hang et al. 2023): min(SNR, gamma) on the error of the clean sample.
+
+    Args:
+        alpha_bar: (B,) cumulative signal shares.
+        prediction_type: what the network predicts; its error is brought to the clean sample's.
+        gamma: the limit, 5 in the paper; None weighs all samples 1.
+    """
+    if gamma is None:
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    clipped = snr.clamp(max=gamma)
+    return {"epsilon": clipped / snr, "v_prediction": clipped / (snr + 1), "sample": clipped}[prediction_type]
+
+
+def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the batch of weight * mean squared error of a sample, in float32."""
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+    return (weights * error).mean()
+
+
+def drop_conditions(
+    count: int, *, text: float, reference: float, both: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which samples lose their text and which their reference: two bool tensors (count,).
+
+    The three shares exclude each other: `text` loses only the text, `reference` only the reference, `both` both.
+    """
+    draw = torch.rand(count, generator=generator, device=generator.device)
+    lost_both = draw < both
+    lost_text = lost_both | ((draw >= both) & (draw < both + text))
+    lost_reference = lost_both | ((draw >= both + text) & (draw < both + text + reference))
+    return lost_text, lost_reference
