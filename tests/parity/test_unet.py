@@ -40,7 +40,7 @@ def run(unet, reference, case, attention):
 
 def test_number_of_layers_and_parameters(load_reference, released):
     meta = load_reference("unet_small").meta
-    unet, adapter = released
+    unet, _adapter = released
     assert len(cross_attention_names(unet)) == meta["cross_attention_layers"]
     assert sum(p.numel() for model in released for p in model.parameters()) == meta["parameters"]
 

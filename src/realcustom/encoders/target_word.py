@@ -78,7 +78,9 @@ def agreed_positions(tokenizers: Sequence, prompts: Sequence[str], phrase: str) 
     Raises:
         ValueError: as `target_token_positions`, or the tokenizers place the phrase differently.
     """
-    found = [target_token_positions(tokenizer, prompt, phrase) for tokenizer, prompt in zip(tokenizers, prompts)]
+    found = [
+        target_token_positions(tokenizer, prompt, phrase) for tokenizer, prompt in zip(tokenizers, prompts, strict=True)
+    ]
     if any(positions != found[0] for positions in found[1:]):
         raise ValueError(
             f'The model\'s tokenizers place "{phrase}" at different tokens ({", ".join(map(str, found))}): '

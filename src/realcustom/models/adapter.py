@@ -66,7 +66,7 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
     def init_from_text(self, unet) -> None:
         """Start the visual keys and values as copies of the U-Net's text keys and values."""
         self.check_unet(unet)
-        for name, to_k, to_v in zip(cross_attention_names(unet), self.to_k, self.to_v):
+        for name, to_k, to_v in zip(cross_attention_names(unet), self.to_k, self.to_v, strict=True):
             module = unet.get_submodule(name)
             to_k.weight.copy_(module.to_k.weight)
             to_v.weight.copy_(module.to_v.weight)
@@ -91,7 +91,7 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
 
     def keys_values(self, tokens: torch.Tensor) -> list[LayerKeysValues]:
         """Per cross-attention layer the keys and values (..., n, C) of visual tokens (..., n, token_dim)."""
-        return [(to_k(tokens), to_v(tokens)) for to_k, to_v in zip(self.to_k, self.to_v)]
+        return [(to_k(tokens), to_v(tokens)) for to_k, to_v in zip(self.to_k, self.to_v, strict=True)]
 
     def forward(self, features: ReferenceFeatures, scoring: ScoringInputs | None = None) -> list[LayerKeysValues]:
         """Per cross-attention layer the keys and values of R reference images: (R, n, C), or with `scoring` for each

@@ -59,7 +59,7 @@ class AttentionContext:
 
     Attributes:
         sizes: height and width of each level.
-        reference: per cross-attention layer the reference's keys and values, each (B or 1, S, n, C); None for text only.
+        reference: per cross-attention layer the reference's keys and values, each (B or 1, S, n, C); None: text only.
         reference_keep: (B or 1, S, n) bool, False at padding tokens; None when all count.
         word_maps, self_maps: recorders of the pass under way, or None.
         text_cache: layer -> text keys and values of the pass under way, filled at its first step; None computes anew.

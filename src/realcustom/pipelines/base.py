@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -222,9 +222,9 @@ def choose_guidance(guidance_scale: float, image_guidance_scale: float | None) -
     return TextAndImageScale(guidance_scale, image_guidance_scale)
 
 
-def callback_tensors(callback, names: list[str]) -> list[str]:
+def callback_tensors(callback, names: Sequence[str]) -> list[str]:
     """The tensors a callback wants: a `PipelineCallback` says so itself."""
-    return callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else names
+    return list(callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else names)
 
 
 def _loaded_components(kwargs: dict) -> dict:

@@ -1,6 +1,6 @@
 """One denoising call: guidance branch -> mask -> generation branch, step by step.
 
-Shapes: B images, S subjects, T text tokens, n reference tokens, (h, w) the latent's rows and columns, (G, g) the mask's.
+Shapes: B images, S subjects, T text tokens, n reference tokens, (h, w) the latent's size, (G, g) the mask's.
 """
 
 from __future__ import annotations
@@ -86,8 +86,11 @@ class PassCaches:
         """Per layer negative and positive keys and values along the batch; anew only when given other lists."""
         if not (self.sources and self.sources[0] is negative and self.sources[1] is positive):
             self.joined = [
-                tuple(torch.cat([spread_batch(zero, batch), spread_batch(ref, batch)]) for zero, ref in zip(*layer))
-                for layer in zip(negative, positive)
+                tuple(
+                    torch.cat([spread_batch(zero, batch), spread_batch(ref, batch)])
+                    for zero, ref in zip(*layer, strict=True)
+                )
+                for layer in zip(negative, positive, strict=True)
             ]
             self.sources = (negative, positive)
         return self.joined

@@ -63,7 +63,7 @@ class RealCustomScheduler(DPMSolverSinglestepScheduler):
         """1, 1, 2, 1, 2, ...: the order of each step."""
         return [1 if index == 0 or index % 2 else 2 for index in range(num_inference_steps)]
 
-    def set_timesteps(self, num_inference_steps: int = None, device=None, mu=None, timesteps: list[int] | None = None):
+    def set_timesteps(self, num_inference_steps=None, device=None, mu=None, timesteps=None):
         """Trailing timesteps, unless a list is given."""
         if timesteps is None:
             timesteps = trailing_timesteps(num_inference_steps, self.config.num_train_timesteps).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -18,8 +18,8 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
     """diffusers' StableDiffusionPipeline with subjects; without subjects it is that pipeline, pixel for pixel."""
 
     model_cpu_offload_seq = "text_encoder->reference_encoder->adapter->unet->vae"
-    _optional_components = StableDiffusionPipeline._optional_components + ["reference_encoder", "adapter"]
-    _callback_tensor_inputs = StableDiffusionPipeline._callback_tensor_inputs + ["masks"]
+    _optional_components = [*StableDiffusionPipeline._optional_components, "reference_encoder", "adapter"]
+    _callback_tensor_inputs = [*StableDiffusionPipeline._callback_tensor_inputs, "masks"]
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         cross_attention_kwargs: dict | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **stock,
     ) -> RealCustomOutput | tuple:
         """Make images.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -23,8 +23,8 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->reference_encoder->adapter->unet->vae"
-    _optional_components = StableDiffusionXLPipeline._optional_components + ["reference_encoder", "adapter"]
-    _callback_tensor_inputs = StableDiffusionXLPipeline._callback_tensor_inputs + ["masks"]
+    _optional_components = [*StableDiffusionXLPipeline._optional_components, "reference_encoder", "adapter"]
+    _callback_tensor_inputs = [*StableDiffusionXLPipeline._callback_tensor_inputs, "masks"]
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         cross_attention_kwargs: dict | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **stock,
     ) -> RealCustomOutput | tuple:
         """Make images; arguments as `RealCustomPipeline.__call__`, with SDXL's second prompts.
@@ -189,10 +189,10 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         if prompt is None:
             return []
         both = [prompt, prompt_2 or prompt][-len(self._tokenizers()) :]
-        columns = [self.texts_for(text, tokenizer) for text, tokenizer in zip(both, self._tokenizers())]
+        columns = [self.texts_for(text, tokenizer) for text, tokenizer in zip(both, self._tokenizers(), strict=True)]
         if len({len(column) for column in columns}) > 1:
             raise ValueError("prompt and prompt_2 have different lengths: give one of each for every image.")
-        return list(zip(*columns))
+        return list(zip(*columns, strict=True))
 
     def _negatives(self, negative_prompt, negative_prompt_2, count: int) -> list[str]:
         chosen = negative_prompt_2 or negative_prompt or ""

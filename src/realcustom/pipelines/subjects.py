@@ -56,7 +56,7 @@ def token_weights(tokenizers: Sequence, prompts: Sequence[Sequence[str]], words:
         ValueError: a word is absent, cut off, or overlaps with another one.
     """
     weights = torch.zeros(len(prompts), len(words), length)
-    for row, texts in zip(weights, prompts):
+    for row, texts in zip(weights, prompts, strict=True):
         positions = {word: agreed_positions(tokenizers, texts, word) for word in words}
         check_disjoint(positions, texts[0])
         for index, word in enumerate(words):
