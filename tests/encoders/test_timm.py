@@ -12,6 +12,7 @@ from realcustom.encoders.timm import (
     resample_positions,
     siglip_config_from_timm,
     siglip_from_timm,
+    vision_trunk,
 )
 
 
@@ -80,6 +81,29 @@ def test_features_equal_the_timm_layout():
     ]
     (actual,) = encoder.levels(view)
     assert (actual - torch.cat(expected, dim=-1)).abs().max() < 5e-5
+
+
+def test_dinov2s_own_layout():
+    """Class position as the table's first row, registers under another name: the same model."""
+    timm = timm_weights(**DINO)
+    first = torch.randn(1, 1, 24)
+    own = {name: tensor for name, tensor in timm.items() if name != "reg_token"}
+    own |= {"register_tokens": timm["reg_token"], "pos_embed": torch.cat([first, timm["pos_embed"]], dim=1)}
+    own["cls_token"] = timm["cls_token"] - first
+    assert dino_config_from_timm(own, 3) == dino_config_from_timm(timm, 3)
+    expected, actual = dino_from_timm(timm, 32), dino_from_timm(own, 32)
+    assert expected.keys() == actual.keys()
+    name = "embeddings.position_embeddings"
+    assert torch.equal(actual[name][:, 1:], expected[name][:, 1:])
+    class_token = actual["embeddings.cls_token"] + actual[name][:, :1]
+    assert torch.allclose(class_token, expected["embeddings.cls_token"], atol=1e-6)
+
+
+def test_open_clip_files_hold_the_vit_as_a_trunk():
+    siglip = timm_weights(**SIGLIP)
+    wrapped = {f"visual.trunk.{name}": tensor for name, tensor in siglip.items()}
+    assert vision_trunk({**wrapped, "text.x": torch.zeros(1), "logit_scale": torch.zeros(1)}).keys() == siglip.keys()
+    assert vision_trunk(siglip).keys() == siglip.keys()
 
 
 def test_configurations():

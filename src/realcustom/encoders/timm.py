@@ -52,6 +52,13 @@ def resample_positions(table: Tensor, grid: int, prefix: int = 0) -> Tensor:
     return torch.cat([table[:, :prefix], rearrange(image, "1 c h w -> 1 (h w) c").to(table.dtype)], dim=1)
 
 
+def vision_trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The timm ViT inside an open_clip checkpoint (the form SigLIP's file has), or the state dict itself."""
+    prefix = "visual.trunk."
+    trunk = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return trunk or dict(state)
+
+
 def siglip_from_timm(state: Mapping[str, Tensor], image_size: int = 384) -> dict[str, Tensor]:
     """State dict of timm's SigLIP ViT -> that of transformers' SiglipVisionModel without pooling head."""
     converted, rest = _convert_common(state, SIGLIP_NAMES, "encoder.layers", "self_attn")
@@ -65,23 +72,29 @@ def dino_from_timm(state: Mapping[str, Tensor], image_size: int = 384) -> dict[s
     """State dict of timm's DINOv2 ViT with registers -> that of transformers' Dinov2WithRegistersModel.
 
     timm adds positions to the patches only (the class token's is part of the token there); transformers adds one to
-    the class token too, which becomes zero. The mask token, used in pre-training only, becomes zero as well.
+    the class token too, which becomes zero. Files in DINOv2's own layout, which keep the class token's position as
+    the table's first row and call the registers `register_tokens`, are taken as well. The mask token, used in
+    pre-training only, becomes zero.
     """
     converted, rest = _convert_common(state, DINO_NAMES, "encoder.layer", "attention")
     class_token = _take(rest, "cls_token", "DINOv2")
     positions = _take(rest, "pos_embed", "DINOv2")
-    registers = _take(rest, "reg_token", "DINOv2")
+    if "register_tokens" in rest:
+        registers = rest.pop("register_tokens")
+    else:
+        registers = _take(rest, "reg_token", "DINOv2")
+        positions = torch.cat([torch.zeros_like(class_token), positions], dim=1)
     for name in [name for name in rest if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]:
         _, index, scale, _ = name.split(".")
         converted[f"encoder.layer.{index}.layer_scale{scale[-1]}.lambda1"] = rest.pop(name)
     rest.pop("mask_token", None)
     _refuse(rest, "DINOv2")
-    positions = resample_positions(positions, image_size // _patch_size(state, "DINOv2"))
+    grid = image_size // _patch_size(state, "DINOv2")
     return converted | {
         "embeddings.cls_token": class_token,
         "embeddings.register_tokens": registers,
         "embeddings.mask_token": torch.zeros_like(class_token[0]),
-        "embeddings.position_embeddings": torch.cat([torch.zeros_like(class_token), positions], dim=1),
+        "embeddings.position_embeddings": resample_positions(positions, grid, prefix=1),
     }
 
 
@@ -96,11 +109,12 @@ def dino_config_from_timm(state: Mapping[str, Tensor], heads: int = 16) -> dict[
     """Arguments of Dinov2WithRegistersConfig for timm's DINOv2 ViT with registers."""
     width = _shape(state, "patch_embed.proj.weight", "DINOv2")[0]
     hidden = _shape(state, "blocks.0.mlp.fc1.weight", "DINOv2")[0]
+    registers = "register_tokens" if "register_tokens" in state else "reg_token"
     if hidden % width:
         raise ValueError(f"The DINOv2 weights have an MLP of {hidden}, which is no multiple of their width {width}.")
     return _common_config(state, heads, "DINOv2") | {
         "mlp_ratio": hidden // width,
-        "num_register_tokens": _shape(state, "reg_token", "DINOv2")[1],
+        "num_register_tokens": _shape(state, registers, "DINOv2")[1],
     }
 
 
