@@ -106,7 +106,7 @@ def report(size: RealSize) -> str:
             f"({size.matrices} matrices in {size.layers} layers)",
             f"  projector                 {size.projector_parameters / millions:9.1f} M  "
             f"({size.projector_tensors} tensors)",
-            f"  release checkpoint        {size.release_parameters / millions:9.1f} M  (U-Net, keys, values, projector)",
+            f"  release checkpoint        {size.release_parameters / millions:9.1f} M  (U-Net and the two above)",
             f"  visual tokens             {size.tokens[0]} of {size.tokens[1]}",
         ]
     )

@@ -9,8 +9,8 @@ KINDS = {"ProjectorHighResMinAttn": "deep", "ProjectorHighResShallowMinAttnV1": 
 
 
 def features_of(reference, case):
-    inputs = {name: reference[f"{case}/in/{name}"] for name in reference.meta["inputs_order"][case]}
-    shallow = tuple(inputs[name] for name in inputs if name.startswith("shallow"))
+    inputs = reference.under(f"{case}/in/")
+    shallow = tuple(inputs[name] for name in sorted(inputs) if name.startswith("shallow"))
     return ReferenceFeatures(inputs["deep"], inputs["deep_local"], shallow)
 
 
@@ -58,7 +58,7 @@ def test_projector_inside_the_unet_checkpoint(load_reference, reference_folder, 
     projector = build_projector({"kind": KINDS[projection["target"].rpartition(".")[2]], **projection["params"]})
     projector.load_state_dict(weights, strict=True)
     for case in reference.meta["cases"]:
-        (name,) = [n for n in reference.tensors if n.startswith(case) and "vision_tokens" in n]
-        tokens = projector(ReferenceFeatures(reference[f"{case}/in/deep"], reference[f"{case}/in/deep_local"]))
+        (name,) = [n for n in reference.tensors if n.startswith(f"{case}/") and "vision_tokens" in n]
+        tokens = projector(features_of(reference, case))
         difference = max_difference(tokens, reference[name])
         assert difference <= reference.meta["suggested_tolerance_max_abs"]["vision_tokens"], case
