@@ -62,6 +62,19 @@ class Engine:
         """Height and width must be multiples of this many pixels."""
         return math.lcm(8, self.pipeline.vae_scale_factor)
 
+    def describe(self) -> dict[str, Any]:
+        """The model's own size (width x height), size grid and defaults, JSON-ready."""
+        own = _defaults(self.pipeline)
+        adapter = getattr(self.pipeline, "adapter", None)
+        return {
+            "size": f"{own['width']}x{own['height']}",
+            "size_grid": self.grid,
+            "steps": own["steps"],
+            "guidance_scale": own["guidance_scale"],
+            "mask_scope": own["mask_scope"],
+            "adapter_layers": 0 if adapter is None else len(adapter.config.layers),
+        }
+
     def resolve(self, request: Request) -> Request:
         """The request with its pictures opened and the model's defaults filled in.
 
@@ -70,7 +83,7 @@ class Engine:
         """
         check_words(request)
         request = open_references(request)
-        request = replace(request, **_defaults(self.pipeline, request))
+        request = _with_defaults(request, _defaults(self.pipeline))
         self._check_size(request)
         self._check_prompt(request)
         self.pipeline.check_ready(request.subjects, request.guidance_scale, request.image_guidance_scale)
@@ -243,15 +256,18 @@ def _native_size(pipeline) -> tuple[int, int]:
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
-def _defaults(pipeline, request: Request) -> dict[str, Any]:
-    """What the request leaves to the model."""
+def _defaults(pipeline) -> dict[str, Any]:
+    """What a request may leave to the model."""
     height, width = _native_size(pipeline)
     call = inspect.signature(pipeline.__call__).parameters
-    own = {
+    return {
         "height": height,
         "width": width,
         "steps": call["num_inference_steps"].default,
         "guidance_scale": call["guidance_scale"].default,
         "mask_scope": pipeline.default_mask.scope,
     }
-    return {name: value for name, value in own.items() if getattr(request, name) is None}
+
+
+def _with_defaults(request: Request, own: Mapping[str, Any]) -> Request:
+    return replace(request, **{name: value for name, value in own.items() if getattr(request, name) is None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ PIPELINES = {
     "RealCustomXLPipeline": "RealCustomXLPipeline",
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SETTINGS = "pipeline.json"  # of an adapter folder: arguments of the pipeline that its weights expect
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,8 +32,9 @@ def load_pipeline(
 
     Args:
         model: a bundled model's name, a folder in diffusers' layout, or a hub id.
-        adapter: folder or hub id of an adapter; its subfolders `reference_encoder` and `unet`, where it has them,
-            replace the base's. None: the adapter that the model's own folder holds.
+        adapter: folder or hub id of an adapter, or a folder with the subfolder `adapter`; what else lies there
+            (`reference_encoder`, `unet`, `scheduler`, `pipeline.json`) replaces the base's. None: the adapter that the
+            model's own folder holds.
         device: "cpu", "cuda", "cuda:1", "mps" ...; None takes a GPU if there is one.
         dtype: "float32", "float16" or "bfloat16"; None is float32 on a CPU, bfloat16 elsewhere.
 
@@ -42,7 +46,7 @@ def load_pipeline(
     folder = model_folder(model)
     pipeline_class = _pipeline_class(folder)
     try:
-        parts = {} if adapter is None else _adapter_parts(adapter, number_format)
+        parts = {} if adapter is None else _adapter_parts(adapter, number_format, pipeline_class)
         pipeline = pipeline_class.from_pretrained(folder, dtype=number_format, **parts)
     except OSError as error:
         what = f'The model "{model}"' + ("" if adapter is None else f' with the adapter "{adapter}"')
@@ -98,9 +102,11 @@ def _model_index(folder: str) -> dict[str, Any]:
         raise ValueError(f'The model "{folder}" cannot be {where}.') from error
 
 
-def _adapter_parts(adapter: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The components an adapter folder brings: itself, and a reference encoder and a U-Net if they lie beside it."""
+def _adapter_parts(adapter: str, dtype: torch.dtype, pipeline_class: type[DiffusionPipeline]) -> dict[str, Any]:
+    """The components and settings an adapter folder brings: `from_pretrained`'s keyword arguments."""
     from diffusers import UNet2DConditionModel
+
+    from realcustom.pipelines.scheduler import RealCustomScheduler
 
     path = Path(adapter)
     if not path.is_dir() and not HUB_ID.fullmatch(adapter):
@@ -112,6 +118,12 @@ def _adapter_parts(adapter: str, dtype: torch.dtype) -> dict[str, Any]:
         parts["reference_encoder"] = str(path / "reference_encoder")
     if (path / "unet").is_dir():
         parts["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype)
+    if (path / "scheduler").is_dir():
+        parts["scheduler"] = RealCustomScheduler.from_pretrained(path, subfolder="scheduler")
+    if (path / SETTINGS).is_file():
+        known = inspect.signature(pipeline_class.__init__).parameters
+        settings = json.loads((path / SETTINGS).read_text())
+        parts |= {name: value for name, value in settings.items() if name in known}
     return parts
 
 

@@ -1,8 +1,3 @@
-"""The command line: one typed function a command."""
+"""The command line: one typed function a command. Importing it needs neither torch nor diffusers."""
 
-
-def main() -> None:
-    """Entry point of `realcustom`."""
-    from realcustom.cli.app import run
-
-    run()
+from realcustom.cli.app import main as main

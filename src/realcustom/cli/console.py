@@ -1,0 +1,83 @@
+"""What the commands share: quiet libraries, a progress bar, and where results may be written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from realcustom.engine import Engine
+    from realcustom.types import Progress
+
+
+def stderr_console() -> Console:
+    """Where progress goes: stdout is kept for the names of the files written."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def quiet() -> None:
+    """Keep the libraries' notes and bars out of a command's output; call it before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def load_engine(model: str, adapter: str | None, device: str | None, dtype: str | None) -> Engine:
+    """`Engine.load` behind a spinner."""
+    quiet()
+    with stderr_console().status(f"Loading {model} ..."):
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        from realcustom.engine import Engine
+
+        return Engine.load(model, adapter=adapter, device=device, dtype=dtype)
+
+
+@contextmanager
+def step_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar of denoising steps; yields the function to hand to `Engine.run`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=stderr_console(), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, total=progress.steps)
+
+        yield show
+
+
+def check_output(path: Path) -> None:
+    """Refuse a place where no PNG file can be written, before any work is done.
+
+    Raises:
+        ValueError: wrong ending, a folder, or a folder that cannot be made or written to.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"Images are written as PNG: {path} must end in .png.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it.")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {parent} is not a folder.")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no permission in {parent}.")

@@ -1,0 +1,69 @@
+"""`realcustom generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from realcustom.cli.console import check_output, load_engine, step_bar
+from realcustom.cli.options import read_size, read_subjects
+from realcustom.cli.results import save_result
+from realcustom.references import open_references
+from realcustom.types import Request
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help='What the image shows: "a dog on the beach".')],
+    subject: Annotated[
+        list[str],
+        typer.Option(metavar="WORD=IMAGE", help="A word of the prompt and what it looks like; may be repeated."),
+    ] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="PNG file; several images become out-0.png, out-1.png ...")] = Path(
+        "out.png"
+    ),
+    strength: Annotated[
+        list[str], typer.Option(metavar="WORD=NUMBER", help="How much a subject's reference acts, 0 to 2; default 1.")
+    ] = [],  # noqa: B006
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a folder in diffusers' layout, or a hub id.")
+    ] = "miniature",
+    adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Width x height in pixels; the model's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i.")] = 0,
+    num_images: Annotated[int, typer.Option(help="How many images.")] = 1,
+    guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow prompt and reference.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(help="A scale of its own for the reference (RealCustom Eq. 13).")
+    ] = None,
+    mask_scope: Annotated[float | None, typer.Option(help="Share of the image a subject may fill, 0 to 1.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Also write out.mask.WORD.png and overlays.")
+    ] = False,
+) -> None:
+    """Make images of a prompt, with your own subjects in the place of its words."""
+    check_output(out)
+    request = Request(
+        prompt=prompt,
+        subjects=read_subjects(subject, strength),
+        negative_prompt=negative_prompt,
+        steps=steps,
+        seed=seed,
+        num_images=num_images,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        mask_scope=mask_scope,
+        **read_size(size),
+    )
+    # Before the model is loaded: a missing file need not cost the user that wait.
+    request = open_references(request)
+    engine = load_engine(model, adapter, device, dtype)
+    with step_bar("Generating") as show:
+        result = engine.run(request, progress=show)
+    for path in save_result(result, out, save_masks):
+        typer.echo(path)
