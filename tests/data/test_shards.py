@@ -6,6 +6,7 @@ from PIL import Image
 
 from realcustom.data import StickerWorld, WorldSettings
 from realcustom.data.shards import record_of, write_shards
+from realcustom.data.sheet import contact_sheet
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -41,3 +42,10 @@ def test_round_trip_and_resume(world, tmp_path):
         assert np.array_equal(read.image, made.image)
         assert np.array_equal(read.masks, made.masks)
         assert all(np.array_equal(a, b) for a, b in zip(read.references, made.references, strict=True))
+
+
+def test_contact_sheet(world):
+    sheet = contact_sheet([world.record(index) for index in range(5)], columns=2, side=32)
+    assert sheet.size == (2 * 88, 3 * 50)
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])

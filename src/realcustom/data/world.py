@@ -4,7 +4,7 @@
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -157,12 +157,16 @@ class StickerWorld:
             companion = (self.identity(rng, other), pose)
             poses = (draw_pose(rng, settings.pair_area, turn=settings.turn, centre=(1 - side, 0.55), spread=0.06),)
         wears = words[0] in WEARERS and rng.random() < settings.accessory
+        worn = rng.choice(tuple(ACCESSORY_PHRASES)) if wears else None
+        if worn in ("hat", "crown"):
+            # Headwear needs room above the head.
+            poses = (replace(poses[0], area=poses[0].area * 0.75, y=max(poses[0].y, 0.62)), *poses[1:])
         return Plan(
             identities=tuple(identities),
             references=tuple(references),
             colours=tuple(colours),
             poses=poses,
-            accessory=rng.choice(tuple(ACCESSORY_PHRASES)) if wears else None,
+            accessory=worn,
             companion=companion,
             scene=rng.choice(settings.scenes),
             names_scene=rng.random() >= settings.no_scene,
@@ -239,9 +243,6 @@ class StickerWorld:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Draws one identity, wearing an accessory or not; returns both covers, bool (H, W)."""
         cutout = self.cutouts.load(identity.word, identity.cutout)
-        if worn in ("hat", "crown"):
-            # Head-wear needs room above the head.
-            pose = Pose(**{**pose.to_dict(), "area": pose.area * 0.75, "y": max(pose.y, 0.62)})
         transform = matrix(cutout, identity.proportions, pose, canvas.width, room)
         alpha = paste(canvas, Image.fromarray(paint(cutout, identity)), transform)
         cover = np.asarray(alpha) > 127
