@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from realcustom.encoders.target_word import agreed_positions, check_disjoint, find_phrase
-from realcustom.loading import load_pipeline
-from realcustom.references import Reference, open_references, request_record
+from realcustom.encoders.target_word import agreed_positions, check_disjoint
+from realcustom.loading import load_pipeline, locate
+from realcustom.references import Reference, open_request, request_record
 from realcustom.types import Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
@@ -55,7 +55,7 @@ class Engine:
     ) -> Engine:
         """Load a model by name, folder or hub id; arguments and errors as `realcustom.loading.load_pipeline`."""
         pipeline = load_pipeline(model, adapter=adapter, device=device, dtype=dtype)
-        return cls(pipeline, {"model": model, "adapter": adapter}, batch_size)
+        return cls(pipeline, {"model": locate(model), "adapter": adapter and locate(adapter)}, batch_size)
 
     @property
     def grid(self) -> int:
@@ -81,8 +81,7 @@ class Engine:
         Raises:
             ValueError: the model cannot do what is asked for; one sentence says why.
         """
-        check_words(request)
-        request = open_references(request)
+        request = open_request(request)
         request = _with_defaults(request, _defaults(self.pipeline))
         self._check_size(request)
         self._check_prompt(request)
@@ -175,18 +174,6 @@ class Engine:
         }
 
 
-def check_words(request: Request) -> None:
-    """Refuse a request whose subjects' words do not stand in its prompt; needs no model.
-
-    Raises:
-        ValueError: names the word and the prompt's words.
-    """
-    for word in request.subjects:
-        if not find_phrase(request.prompt, word):
-            words = ", ".join(dict.fromkeys(request.prompt.replace(",", " ").split()))
-            raise ValueError(f'"{word}" does not stand in the prompt "{request.prompt}"; its words are: {words}.')
-
-
 class _Watch:
     """The pipeline's step callback: reports progress and stops a cancelled run."""
 
@@ -220,9 +207,9 @@ class _Watch:
 
 def _batches(request: Request, size: int) -> Iterator[list[int]]:
     """The seeds of each batch: image i has seed + i."""
-    seeds = range(request.seed, request.seed + request.num_images)
+    seeds = [request.image_seed(index) for index in range(request.num_images)]
     for start in range(0, len(seeds), size):
-        yield list(seeds[start : start + size])
+        yield seeds[start : start + size]
 
 
 def _call(request: Request, seeds: list[int]) -> dict[str, Any]:

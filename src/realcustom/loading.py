@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,13 @@ def load_pipeline(
     except OSError as error:
         what = f'The model "{model}"' + ("" if adapter is None else f' with the adapter "{adapter}"')
         raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
+    _check_family(pipeline, model)
     return pipeline.to(place)
+
+
+def locate(model: str) -> str:
+    """The name under which a model is found again from anywhere: folders become absolute, other names stay."""
+    return model if model in MODELS or not Path(model).exists() else os.path.abspath(model)
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -125,6 +132,16 @@ def _adapter_parts(adapter: str, dtype: torch.dtype, pipeline_class: type[Diffus
         settings = json.loads((path / SETTINGS).read_text())
         parts |= {name: value for name, value in settings.items() if name in known}
     return parts
+
+
+def _check_family(pipeline: DiffusionPipeline, model: str) -> None:
+    """ValueError where the U-Net, which an adapter folder may bring, is none for the base's text encoders."""
+    encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+    width = sum(encoder.config.hidden_size for encoder in encoders if encoder is not None)
+    config = pipeline.unet.config
+    pooled = config.addition_embed_type == "text_time"
+    if config.cross_attention_dim != width or pooled != (encoders[1] is not None):
+        raise ValueError(f'The U-Net and the text encoders of "{model}" are of different families.')
 
 
 def _first_line(error: Exception) -> str:

@@ -1,9 +1,13 @@
-"""References with a name: an opened picture, where it came from and the hash of what it shows. Needs no torch."""
+"""What can be done with a request before a model is there: find its words, open its pictures, write it down.
+
+A `Reference` is an opened picture with a name: where it came from, and the hash of what it shows. Needs no torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from realcustom.encoders.target_word import find_phrase
 from realcustom.images import open_image
 from realcustom.types import Request, Subject
 
@@ -47,10 +52,24 @@ def pixels_sha256(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
 
 
-def open_references(request: Request) -> Request:
-    """The request with every image of its subjects, and every region that is a mask image, opened."""
+def open_request(request: Request) -> Request:
+    """The request with every image of its subjects, and every region that is a mask image, opened.
+
+    Raises:
+        ValueError: a subject's word does not stand in the prompt, or a picture cannot be used; all that can be known
+            about a request without a model.
+    """
+    check_words(request)
     subjects = {word: _open_subject(subject) for word, subject in request.subjects.items()}
     return replace(request, subjects=subjects)
+
+
+def check_words(request: Request) -> None:
+    """ValueError unless every subject's word stands in the prompt; it names the word and the prompt's words."""
+    for word in request.subjects:
+        if not find_phrase(request.prompt, word):
+            words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt)))
+            raise ValueError(f'"{word}" does not stand in the prompt "{request.prompt}"; its words are: {words}.')
 
 
 def request_record(request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ MAX_SUBJECTS = 4
 MAX_IMAGES = 64
 MAX_STEPS = 1000
 MAX_SIDE = 8192
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 MAX_PROMPT_CHARACTERS = 2000
 
 Box = tuple[float, float, float, float]
@@ -137,18 +137,22 @@ class Request:
         if self.steps is not None:
             whole("The number of steps", self.steps, 1, MAX_STEPS)
         whole("The number of images", self.num_images, 1, MAX_IMAGES)
-        whole("The seed", self.seed, 0, MAX_SEED - MAX_IMAGES)
+        whole("The seed", self.seed, 0, MAX_SEED)
         for name in ("guidance_scale", "image_guidance_scale"):
             if getattr(self, name) is not None:
                 finite(f"The {name.replace('_', ' ')}", getattr(self, name), 0.0, 100.0)
         if self.mask_scope is not None and finite("The mask scope", self.mask_scope, 0.0, 1.0) == 0.0:
             raise ValueError("The mask scope must be above 0; to leave the subject out, give no subject.")
 
+    def image_seed(self, index: int) -> int:
+        """The seed of image `index` (0-based): seed + index, starting again at 0 after `MAX_SEED`."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
     def image_request(self, index: int) -> Request:
         """The request that makes only image `index` (0-based) of this one: the same image, alone."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"image {index} of a request for {self.num_images}")
-        return replace(self, seed=self.seed + index, num_images=1)
+        return replace(self, seed=self.image_seed(index), num_images=1)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`; images must be paths or ids (ValueError for an image in memory)."""

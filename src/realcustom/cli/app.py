@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _fail("Interrupted.", 130)
     except BrokenPipeError:
         code = 1
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        code = _fail(_system(error), 2)
+    except ValueError as error:
         code = _fail(str(error), 2)
     except Exception as error:
         code = _fail(_unexpected(error), 1)
@@ -67,6 +69,12 @@ def _fail(message: str, code: int) -> int:
     sentence = " ".join(message.split())
     sys.stderr.write(f"realcustom: {sentence}\n")
     return code
+
+
+def _system(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."
 
 
 def _unexpected(error: Exception) -> str:

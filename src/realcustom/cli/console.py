@@ -24,10 +24,22 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner while something takes its time; nothing where stderr is no terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
 def quiet() -> None:
     """Keep the libraries' notes and bars out of a command's output; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -37,7 +49,7 @@ def quiet() -> None:
 def load_engine(model: str, adapter: str | None, device: str | None, dtype: str | None) -> Engine:
     """`Engine.load` behind a spinner."""
     quiet()
-    with stderr_console().status(f"Loading {model} ..."):
+    with status(f"Loading {model} ..."):
         import diffusers
         import transformers
 
@@ -55,7 +67,8 @@ def step_bar(title: str) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=stderr_console(), transient=True) as bar:
+    console = stderr_console()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def show(progress: Progress) -> None:

@@ -29,10 +29,10 @@ def convert(
         raise ValueError("--siglip and --dino belong together: give both or neither.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder.")
-    from realcustom.cli.console import quiet, stderr_console
+    from realcustom.cli.console import quiet, status
 
     quiet()
-    with stderr_console().status("Converting ..."):
+    with status("Converting ..."):
         from realcustom.loading import SETTINGS
         from realcustom.models.checkpoint import convert_backbones, convert_release_checkpoint
         from realcustom.pipelines.scheduler import RealCustomScheduler

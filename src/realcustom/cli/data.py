@@ -28,13 +28,13 @@ def stickers(
     """Compose pictures with known truth from cut-outs; shards that exist already are kept."""
     if not subjects.is_dir():
         raise ValueError(f"There is no folder {subjects}.")
-    from realcustom.cli.console import stderr_console
+    from realcustom.cli.console import status
     from realcustom.data.shards import write_shards
     from realcustom.data.world import StickerWorld, WorldSettings
 
     split = "held-out" if held_out else "train"
     settings = WorldSettings(size=size, reference_size=size, seed=seed, split=split)
-    with stderr_console().status(f"Writing {count} records to {out} ..."):
+    with status(f"Writing {count} records to {out} ..."):
         paths = write_shards(StickerWorld(subjects, settings), range(count), out, per_shard=per_shard)
     for path in paths:
         typer.echo(path)

@@ -10,7 +10,7 @@ import typer
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.options import read_size, read_subjects
 from realcustom.cli.results import save_result
-from realcustom.references import open_references
+from realcustom.references import open_request
 from realcustom.types import Request
 
 
@@ -60,8 +60,8 @@ def generate(
         mask_scope=mask_scope,
         **read_size(size),
     )
-    # Before the model is loaded: a missing file need not cost the user that wait.
-    request = open_references(request)
+    # Before the model is loaded: a missing file or word need not cost the user that wait.
+    request = open_request(request)
     engine = load_engine(model, adapter, device, dtype)
     with step_bar("Generating") as show:
         result = engine.run(request, progress=show)
