@@ -20,7 +20,11 @@ from realcustom.training.latents import CacheSettings, LatentCache, cache_latent
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-WORLD = WorldSettings(no_scene=0.15, repaint=0.3)
+WORDS = (
+    "dog", "cat", "rabbit", "lion", "elephant", "penguin", "owl", "fish", "turtle", "butterfly", "dinosaur",
+    "teddy bear", "robot", "snowman", "car", "rocket",
+)  # fmt: skip
+WORLD = WorldSettings(words=WORDS, no_scene=0.15, repaint=0.3)
 PROMPTS = (
     "a dog on the beach",
     "a cat in the forest",
@@ -32,8 +36,8 @@ PROMPTS = (
     "a rabbit wearing sunglasses in a meadow",
     "a blue fish underwater",
     "a rocket under the night sky",
-    "a lion and a duck in the mountains",
-    "a mushroom in the forest, watercolor",
+    "a lion and a turtle in the mountains",
+    "an owl in the forest, watercolor",
 )
 
 
