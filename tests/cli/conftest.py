@@ -1,0 +1,40 @@
+"""A folder to work in, and the command line called in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import picture
+
+from realcustom.cli import main
+
+
+@dataclass
+class Outcome:
+    code: int
+    lines: list[str]
+    error: str
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with the references rex.png and tom.png."""
+    picture(0).save(tmp_path / "rex.png")
+    picture(1).save(tmp_path / "tom.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def realcustom(folder, capsys):
+    """Calls the command line: realcustom("generate", "a dog", ...) -> exit code, lines of stdout, stderr."""
+
+    def call(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as leaving:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Outcome(leaving.value.code, printed.out.split("\n")[:-1], printed.err)
+
+    return call

@@ -1,0 +1,123 @@
+"""Help, version, and the commands that look at, convert and train models."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+RECIPE = """
+from pathlib import Path
+import torch
+from realcustom.training.config import Parts, TrainConfig
+
+
+def build():
+    def loss(modules, batch, generator):
+        return ((modules["line"](batch["x"]) - batch["x"]) ** 2).mean(), {}
+
+    def data(feed):
+        while True:
+            yield {"x": torch.ones(feed.batch_size, 1)}
+
+    return Parts(trained={"line": torch.nn.Linear(1, 1)}, loss=loss, data=data)
+
+
+def recipe(out: Path = Path("outputs/line"), steps: int = 100) -> TrainConfig:
+    return TrainConfig(name="line", out=out, build=build, steps=steps, batch_size=2, precision="no")
+"""
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = (
+        "import sys\n"
+        "from realcustom.cli.app import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 3, "it takes 0.3 s on an idle machine"
+    for command in ("generate", "repeat", "convert", "train", "models", "data"):
+        assert command in done.stdout
+
+
+def test_every_command_has_help(realcustom):
+    for command in (["generate"], ["repeat"], ["convert"], ["train"], ["models", "show"], ["data", "stickers"]):
+        done = realcustom(*command, "--help")
+        assert done.code == 0
+        assert len(done.lines) > 5
+
+
+def test_no_command_is_help_and_version_is_the_version(realcustom):
+    from realcustom import __version__
+
+    assert "Usage" in "\n".join(realcustom().lines)
+    assert realcustom("--version").lines == [__version__]
+
+
+def test_models_show(realcustom, tiny_model):
+    done = realcustom("models", "show", tiny_model)
+    text = "\n".join(done.lines)
+    assert done.code == 0
+    assert "RealCustomPipeline" in text
+    assert "size: 64x64" in text
+    assert "adapter_layers: 4" in text
+    assert "beach" in text, "a small vocabulary is listed"
+
+
+def release_file(components: dict, path: Path) -> None:
+    """A checkpoint in the release's key layout, made of tiny components."""
+    from realcustom.models.attention import cross_attention_names
+
+    adapter, unet = components["adapter"], components["unet"]
+    state = dict(unet.state_dict())
+    for index, name in enumerate(cross_attention_names(unet)):
+        state[f"{name}.to_k_vision.weight"] = adapter.to_k[index].weight
+        state[f"{name}.to_v_vision.weight"] = adapter.to_v[index].weight
+    prefix = "projector."
+    for name, tensor in adapter.state_dict().items():
+        if name.startswith(prefix):
+            state[f"encoder_hidden_states_vision_projection.{name.removeprefix(prefix)}"] = tensor
+    torch.save(state, path)
+
+
+def test_a_converted_release_checkpoint_is_an_adapter(realcustom, folder, tiny_xl_components, tiny_xl_model):
+    release_file(tiny_xl_components, folder / "release.pth")
+    tiny_xl_components["unet"].save_config(folder / "unet")
+    done = realcustom("convert", "release.pth", "--out", "ours", "--unet-config", "unet/config.json")
+    assert (done.code, done.lines, done.error) == (0, ["ours/adapter", "ours/unet", "ours/scheduler"], "")
+    dog = ("generate", "a dog", "--subject", "dog=rex.png", "--steps", 2, "--model", tiny_xl_model)
+    assert realcustom(*dog, "--adapter", "ours").error == ""
+    assert Image.open("out.png").size == (64, 64)
+    assert realcustom("repeat", "out.png").code == 0
+    assert Path("out.png").read_bytes() == Path("out-repeat.png").read_bytes()
+
+
+def test_train_runs_a_recipe_and_resumes(realcustom, folder):
+    (folder / "line.py").write_text(RECIPE)
+    done = realcustom("train", "line.py", "steps=2", "--out", "run")
+    assert done.code == 0, done.error
+    assert Path(done.lines[-1]).is_dir()
+    again = realcustom("train", "line.py", "steps=2", "--out", "run")
+    assert again.code == 2
+    assert "resume" in again.error
+    assert realcustom("train", "line.py", "--max-steps", 3, "--out", "run", "--resume").code == 0
+
+
+def test_data_stickers_writes_shards(realcustom, folder):
+    from realcustom.data.vocabulary import DEFAULT_WORDS
+
+    for word in DEFAULT_WORDS:
+        (folder / "subjects" / word.replace(" ", "_")).mkdir(parents=True)
+        for number in range(2):
+            cutout = Image.new("RGBA", (32, 32))
+            ImageDraw.Draw(cutout).ellipse((4, 4, 28, 28), fill=(200, 40 * number, 0, 255))
+            cutout.save(folder / "subjects" / word.replace(" ", "_") / f"noto_{number}.png")
+    done = realcustom("data", "stickers", "subjects", "--out", "shards", "--count", 3, "--per-shard", 2, "--size", 64)
+    assert (done.code, done.error) == (0, "")
+    assert done.lines == ["shards/stickers-000000.tar", "shards/stickers-000001.tar"]
+    assert all(Path(line).stat().st_size > 0 for line in done.lines)
