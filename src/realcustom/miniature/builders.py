@@ -82,7 +82,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_reference_encoder():
-    """A `ReferenceEncoder` of a SigLIP-class (width 128) and a DINOv2-class network (width 96), four blocks each."""
+    """A `ReferenceEncoder` of a SigLIP-class (width 128) and a DINOv2-class network (width 64), four blocks each."""
     from realcustom.encoders.image import ReferenceEncoder
 
     shared = {"image_size": REFERENCE_IMAGE_SIZE, "patch_size": REFERENCE_PATCH, "num_hidden_layers": 4}
@@ -104,5 +104,23 @@ def build_adapter(unet: UNet2DConditionModel, reference_encoder):
     width = reference_encoder.feature_dim
     projector = {"kind": "cross-layer-cross-scale", "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
     adapter = RealCustomAdapter.for_unet(unet, projector=projector)
+    adapter.init_from_text(unet)
+    return adapter
+
+
+def build_scoring_adapter(unet: UNet2DConditionModel, reference_encoder):
+    """A RealCustom adapter: plain tokens and the scoring module, K/V started from the text's K/V."""
+    from realcustom.models.adapter import RealCustomAdapter
+
+    adapter = RealCustomAdapter.for_unet(
+        unet,
+        projector={"kind": "plain", "vision_dim": reference_encoder.feature_dim, "out_dim": TEXT_WIDTH},
+        scoring={
+            "feature_dim": TEXT_WIDTH,
+            "text_dim": TEXT_WIDTH,
+            "latent_channels": unet.config.in_channels,
+            "hidden_dim": TEXT_WIDTH,
+        },
+    )
     adapter.init_from_text(unet)
     return adapter

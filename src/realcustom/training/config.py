@@ -44,6 +44,7 @@ class Parts:
     data: Feed -> endless iterator of batches; the same Feed gives the same batches.
     sample: (modules, step) -> uint8 array (H, W, 3), a picture of what the weights can do; None for no pictures.
     export: (modules, folder) -> None, writes the trained networks in their own formats; None for checkpoints only.
+    close: called when the run ends, to give back what build has taken; None for nothing.
     """
 
     trained: Mapping[str, Any]
@@ -52,6 +53,7 @@ class Parts:
     frozen: Mapping[str, Any] = field(default_factory=dict)
     sample: Callable[[Modules, int], Any] | None = None
     export: Callable[[Modules, Path], None] | None = None
+    close: Callable[[], None] | None = None
 
 
 def constant(step: int, steps: int, *, warmup: int = 0) -> float:
@@ -112,7 +114,7 @@ class TrainConfig:
     precision: "no" (fp32), "bf16" or "fp16" autocast; the weights that are trained stay fp32.
     ema_decay: of the weight average that is sampled and exported; None for none.
     shard: with several processes, shard the trained networks (FSDP `fully_shard`) instead of copying them (DDP).
-    gradient_checkpointing: recompute activations in the backward pass of every network that can.
+    gradient_checkpointing: recompute activations in the backward pass of diffusers' networks.
     trackers: names that accelerate knows ("tensorboard", "wandb"), beside the log that is always written.
     """
 

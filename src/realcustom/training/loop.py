@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .config import Feed, Parts, TrainConfig
 from .logs import JsonLines, save_picture
 from .signals import StopRequest, stop_requests
 from .state import assign_tensors, gather_tensors, optimizer_tensors, restore_optimizer
-from .wrapping import Trainee, enable_checkpointing, shard_modules
+from .wrapping import Trainee, enable_checkpointing, shard, whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +97,20 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     if checkpoints and not resume:
         raise ValueError(f"{config.out} holds checkpoints of a run: resume it, or choose another output folder.")
     run = _prepare(config)
-    if checkpoints:
-        _restore(run, checkpoints[-1])
-    with stop_requests() as stop:
-        last = _loop(run, stop)
-    if run.parts.export is not None:
-        with _averaged(run):
-            if run.accelerator.is_main_process:
-                run.parts.export(run.modules, config.out / "export")
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    try:
+        if checkpoints:
+            _restore(run, checkpoints[-1])
+        with stop_requests() as stop:
+            last = _loop(run, stop)
+        if run.parts.export is not None:
+            with _averaged(run):
+                if run.accelerator.is_main_process:
+                    run.parts.export(run.modules, config.out / "export")
+        run.accelerator.wait_for_everyone()
+    finally:
+        if run.parts.close is not None:
+            run.parts.close()
+        run.accelerator.end_training()
     return last
 
 
@@ -123,10 +127,10 @@ def _prepare(config: TrainConfig) -> Run:
     parts = config.build()
     trainee = Trainee(parts).to(accelerator.device)
     if config.gradient_checkpointing:
-        enable_checkpointing([*parts.trained.values(), *parts.frozen.values()])
-    shard = config.shard and accelerator.num_processes > 1
-    if shard:
-        shard_modules(parts.trained, accelerator)
+        enable_checkpointing(parts)
+    sharded = config.shard and accelerator.num_processes > 1
+    if sharded:
+        shard(trainee, accelerator)
     parameters = [parameter for parameter in trainee.trained.parameters() if parameter.requires_grad]
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
@@ -137,7 +141,7 @@ def _prepare(config: TrainConfig) -> Run:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    model = trainee if shard else accelerator.prepare(trainee)
+    model = trainee if sharded else accelerator.prepare(trainee)
     average = None if config.ema_decay is None else WeightAverage(parameters, config.ema_decay)
     if config.trackers:
         accelerator.init_trackers(config.name)
@@ -301,12 +305,15 @@ def _sample(run: Run) -> None:
     """A picture of what the averaged weights can do; drawn by every process, since shards cannot be used alone."""
     if run.parts.sample is None:
         return
-    run.model.eval()
     with _averaged(run), torch.no_grad():
         picture = run.parts.sample(run.modules, run.step)
     if run.accelerator.is_main_process:
         save_picture(run.config.out / "samples" / f"{run.step:08d}.png", picture)
 
 
-def _averaged(run: Run):
-    return nullcontext() if run.average is None else run.average.applied()
+@contextmanager
+def _averaged(run: Run) -> Iterator[None]:
+    """The networks as they are used: averaged weights, whole."""
+    with nullcontext() if run.average is None else run.average.applied(), whole_weights(run.parts.trained):
+        run.model.eval()
+        yield

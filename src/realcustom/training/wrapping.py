@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .config import Batch, Parts
 
@@ -32,24 +34,42 @@ class Trainee(nn.Module):
         return self.loss({**self.frozen, **self.trained}, batch, generator)
 
 
-def enable_checkpointing(modules: Iterable[nn.Module]) -> None:
-    """Recompute activations in the backward pass where a network knows how."""
-    for module in modules:
-        enable = getattr(module, "enable_gradient_checkpointing", None) or getattr(
-            module, "gradient_checkpointing_enable", None
-        )
-        if enable is not None and getattr(module, "_supports_gradient_checkpointing", True):
-            enable()
+def enable_checkpointing(parts: Parts) -> None:
+    """Recompute activations in the backward pass of every network through which gradients flow and that knows how."""
+    for module in [*parts.trained.values(), *parts.frozen.values()]:
+        if getattr(module, "_supports_gradient_checkpointing", False) and hasattr(
+            module, "enable_gradient_checkpointing"
+        ):
+            module.enable_gradient_checkpointing()
 
 
-def shard_modules(modules: Mapping[str, nn.Module], accelerator) -> None:
-    """FSDP: split every trained network's parameters over all processes.
+def shard(trainee: Trainee, accelerator) -> None:
+    """FSDP: split the trained parameters, their gradients, averages and optimiser state over all processes.
 
-    `fully_shard` is called directly because accelerate's plugin, given in code, falls back to copies on a CPU.
+    `fully_shard` is called directly because accelerate's plugin, given in code, falls back to copies on a CPU. The loss
+    calls methods of the networks beside `forward`, so the trainee is gathered as one.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in modules.values():
-        fully_shard(module, mesh=mesh)
+    fully_shard(trainee, mesh=mesh, ignored_params=set(trainee.frozen.parameters()))
+
+
+@contextmanager
+def whole_weights(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Sharded networks hold their whole weights for a while, so that one process can use and save them."""
+    places = [
+        (module, name, parameter)
+        for network in modules.values()
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(parameter, DTensor)
+    ]
+    try:
+        for module, name, parameter in places:
+            module._parameters[name] = nn.Parameter(parameter.detach().full_tensor(), requires_grad=False)
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter

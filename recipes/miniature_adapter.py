@@ -1,0 +1,89 @@
+"""The miniature's RealCustom++ adapter: cross-layer cross-scale projector and curriculum; the base is frozen."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from realcustom.data.world import StickerWorld, WorldSettings
+from realcustom.miniature.builders import build_adapter
+from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
+from realcustom.training.curriculum import Curriculum, reconstruction_only
+from realcustom.training.miniature import AdapterRun, adapter_parts
+
+SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
+EXAMPLES = (
+    ("a dog on the beach", "dog"),
+    ("a cat in the forest", "cat"),
+    ("a car on a city street", "car"),
+    ("a teddy bear in space", "teddy bear"),
+    ("a penguin wearing a hat in the snow", "penguin"),
+    ("a rabbit in the desert", "rabbit"),
+    ("a robot in a meadow", "robot"),
+    ("a backpack in the mountains", "backpack"),
+)
+
+
+def recipe(
+    out: Path = Path("outputs/adapter"),
+    base: Path = Path("outputs/base/export"),
+    cache: Path = Path("outputs/latents"),
+    subjects: Path = SUBJECTS,
+    start: str = "",
+    count: int = 100_000,
+    steps: int = 16_000,
+    batch_size: int = 16,
+    learning_rate: float = 3e-4,
+    reconstruction: bool = False,
+    seed: int = 0,
+) -> TrainConfig:
+    """About 250,000 samples on the latent cache of the base run.
+
+    `start` is the exported folder of an earlier run to go on from. `reconstruction` trains the ablation whose reference
+    is always the picture itself.
+    """
+    run = AdapterRun(
+        base=base,
+        cache=cache,
+        count=count,
+        samples=steps * batch_size,
+        curriculum=reconstruction_only() if reconstruction else Curriculum(),
+        start=start,
+        seed=seed,
+    )
+    return TrainConfig(
+        name="miniature-adapter",
+        out=out,
+        build=partial(build, run, subjects),
+        steps=steps,
+        batch_size=batch_size,
+        ema_decay=0.9995,
+        optimizer=OptimizerSettings(
+            learning_rate=learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            schedule=partial(hold_and_decay, warmup=500, decay=0.25, floor=0.05),
+        ),
+        checkpoint=CheckpointSettings(every_minutes=8),
+        log_every=50,
+        sample_every=1000,
+        seed=seed,
+    )
+
+
+def build(run: AdapterRun, subjects: Path) -> Parts:
+    """The sample grids show held-out identities."""
+    world = StickerWorld(subjects, WorldSettings(split="held-out", plain_reference=1.0))
+    run = AdapterRun(
+        **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
+    )
+    return adapter_parts(run, build_adapter, min_snr=5.0)
+
+
+def reference_of(world: StickerWorld, word: str) -> Image.Image:
+    """A held-out identity of a word, always the same."""
+    import random
+
+    rng = random.Random(f"examples-{word}")
+    return Image.fromarray(world.reference(world.identity(rng, word), rng))

@@ -1,0 +1,132 @@
+"""Training the adapter: the base model frozen, all words of the caption, no mask (train-inference decoupling).
+
+The reference enters every cross-attention layer. Where the reference encoders have pretrained weights they stay frozen;
+the miniature's small ones have none, so they are trained together with the adapter. Shapes: B samples, n visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from realcustom.models.attention import AttentionContext, level_sizes
+from realcustom.models.scoring import KEEP_IN_TRAINING
+from realcustom.pipelines.branches import Text
+
+from .conditions import encode_text, latents_of
+from .config import Batch, Modules
+from .curriculum import Chooser
+from .latents import LatentCache
+from .objective import Noised, add_noise, drop_conditions, min_snr_weights, weighted_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """Shares of the samples, which exclude each other, that lose the text, the reference, or both."""
+
+    text: float = 0.05
+    reference: float = 0.05
+    both: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLoss:
+    """The adapter's objective: (modules, batch, generator) -> (loss, metrics).
+
+    modules: unet, text encoder(s) and, without cached latents, vae frozen; adapter trained; reference_encoder either.
+    batch: latents (B, C, h, w) or pixels uint8 (B, 3, H, W); tokens (B, T); references uint8 (B, 3, H', W').
+
+    attention: context of the processors installed on the U-Net. They stay installed between the steps, because
+        gradient checkpointing runs the U-Net once more in the backward pass.
+    scheduler: its configuration decides noise schedule and prediction type.
+    empty_tokens: (T,) of the empty caption.
+    encode: (modules, tokens, batch) -> Text.
+    keep: range of gamma_num for RealCustom's scoring module, drawn once for a batch.
+    """
+
+    attention: AttentionContext
+    scheduler: object
+    empty_tokens: Tensor
+    encode: Callable[[Modules, Tensor, Batch], Text] = encode_text
+    dropout: Dropout = field(default_factory=Dropout)
+    min_snr: float | None = None
+    keep: tuple[float, float] = KEEP_IN_TRAINING
+
+    def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        unet = modules["unet"]
+        noised = add_noise(latents_of(modules, batch, generator), self.scheduler, generator)
+        shares = {"text": self.dropout.text, "reference": self.dropout.reference, "both": self.dropout.both}
+        lost_text, lost_reference = drop_conditions(len(batch["tokens"]), **shares, generator=generator)
+        tokens = torch.where(lost_text[:, None], self.empty_tokens.to(lost_text.device), batch["tokens"])
+        text = self.encode(modules, tokens, batch)
+        visual = self._visual_tokens(modules, batch["references"], lost_reference, text, noised, generator)
+        self.attention.sizes = level_sizes(noised.latents.shape[-2:], len(unet.config.down_block_types))
+        self.attention.reference = [
+            (rearrange(keys, "b n c -> b 1 n c"), rearrange(values, "b n c -> b 1 n c"))
+            for keys, values in modules["adapter"].keys_values(visual)
+        ]
+        self.attention.masks = None
+        prediction = unet(
+            noised.latents, noised.timesteps, encoder_hidden_states=text.embeds, added_cond_kwargs=text.added
+        ).sample
+        weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
+        loss = weighted_error(prediction, noised.target, weights)
+        return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
+
+    def _visual_tokens(
+        self, modules: Modules, references: Tensor, lost: Tensor, text: Text, noised: Noised, generator: torch.Generator
+    ) -> Tensor:
+        """Visual tokens (B, n, d); with a scoring module a random share. A lost reference is the black image."""
+        adapter, encoder = modules["adapter"], modules["reference_encoder"]
+        pixels = squash(references, encoder.pixel_size).masked_fill(lost[:, None, None, None], 0.0)
+        visual = adapter.tokens(encoder(pixels))
+        if adapter.scoring is None:
+            return visual
+        low, high = self.keep
+        keep = low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
+        visual, _ = adapter.scoring(visual, text.embeds, noised.latents, None, noised.alpha_bar, keep)
+        return visual
+
+
+def squash(references: Tensor, size: int) -> Tensor:
+    """uint8 (B, 3, H, W) to float (B, 3, size, size) in [0, 1], bilinear."""
+    pixels = references.float() / 255
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+    return pixels
+
+
+class CurriculumCache:
+    """An endless source over a latent cache with references; the curriculum picks a position's record and reference."""
+
+    size = None
+
+    def __init__(self, cache: LatentCache, chooser: Chooser):
+        self.cache = cache
+        self.chooser = chooser
+
+    def batch(self, positions: np.ndarray) -> dict[str, Tensor]:
+        """latents, tokens and references uint8 (B, 3, H, W)."""
+        choices = [self.chooser(int(position)) for position in positions]
+        references = np.concatenate(
+            [
+                (self.cache.images if choice.reconstruct else self.cache.references).take(np.array([choice.index]))
+                for choice in choices
+            ]
+        )
+        batch = self.cache.batch(np.array([choice.index for choice in choices]))
+        return {**batch, "references": torch.from_numpy(rearrange(references, "b h w c -> b c h w").copy())}
+
+
+def export_adapter(modules: Modules, folder: Path) -> None:
+    """Write the adapter and, where it was trained too, the reference encoder."""
+    modules["adapter"].save_pretrained(folder / "adapter")
+    if any(parameter.requires_grad for parameter in modules["reference_encoder"].parameters()):
+        modules["reference_encoder"].save_pretrained(folder / "reference_encoder")

@@ -1,0 +1,156 @@
+"""Adapter training and export of the miniature: what its recipes have in common.
+
+The reference encoders of the miniature are small and have no pretrained weights, so they are trained together with the
+adapter; on the real backbones they stay frozen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from realcustom.encoders.image import ReferenceEncoder
+from realcustom.guidance.mask import MaskSettings
+from realcustom.miniature.builders import IMAGE_SIZE, LATENT_SIZE, build_reference_encoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.attention import installed
+from realcustom.pipelines.sd15 import RealCustomPipeline
+
+from .adapter import AdapterLoss, CurriculumCache, export_adapter
+from .base import tokenize
+from .config import Modules, Parts
+from .curriculum import Chooser, Curriculum
+from .feeding import feed_batches
+from .latents import LatentCache
+from .logs import grid
+
+
+def load_base(folder: str | Path) -> dict:
+    """Networks, tokenizer and scheduler of an exported base run."""
+    folder = Path(folder)
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"{folder} holds no exported base model: train recipes/miniature_base.py first.")
+    return {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet"),
+        "vae": AutoencoderTiny.from_pretrained(folder / "vae"),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRun:
+    """Where a miniature adapter's training starts and what it sees.
+
+    base: exported folder of the base run. cache: latent cache with references. count: records of it.
+    start: exported folder of an earlier adapter run to go on from, or "".
+    samples: of the whole training, from which the curriculum's stages follow.
+    examples: (prompt, word, reference picture) of the sample grids.
+    """
+
+    base: Path
+    cache: Path
+    count: int
+    samples: int
+    curriculum: Curriculum
+    start: str = ""
+    seed: int = 0
+    examples: Sequence[tuple[str, str, Image.Image]] = ()
+
+
+def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], RealCustomAdapter], **loss) -> Parts:
+    """The parts of a miniature adapter's training.
+
+    Args:
+        run: start and data.
+        build: (unet, reference encoder) -> a new adapter, keys and values started from the text's.
+        loss: further arguments of `AdapterLoss`.
+    """
+    base = load_base(run.base)
+    if run.start:
+        encoder = ReferenceEncoder.from_pretrained(Path(run.start) / "reference_encoder")
+        adapter = RealCustomAdapter.from_pretrained(Path(run.start) / "adapter")
+    else:
+        encoder = build_reference_encoder()
+        adapter = build(base["unet"], encoder)
+    cache = LatentCache(run.cache, partial(tokenize, base["tokenizer"]), run.count)
+    chooser = Chooser(run.curriculum, cache.difficulty[: cache.size], run.samples, run.seed)
+    stack = ExitStack()
+    attention = stack.enter_context(installed(base["unet"], (LATENT_SIZE, LATENT_SIZE)))
+    empty = torch.from_numpy(tokenize(base["tokenizer"], [""])[0]).long()
+    sample = AdapterGrid(tokenizer=base["tokenizer"], scheduler=base["scheduler"], examples=tuple(run.examples))
+    return Parts(
+        trained={"adapter": adapter, "reference_encoder": encoder},
+        frozen={name: base[name] for name in ("unet", "vae", "text_encoder")},
+        loss=AdapterLoss(attention=attention, scheduler=base["scheduler"], empty_tokens=empty, **loss),
+        data=partial(feed_batches, source=CurriculumCache(cache, chooser)),
+        sample=sample if run.examples else None,
+        export=export_adapter,
+        close=stack.close,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterGrid:
+    """Every example as reference, text only and customised; (modules, step) -> uint8 (H, W, 3)."""
+
+    tokenizer: object
+    scheduler: object
+    examples: tuple[tuple[str, str, Image.Image], ...]
+    steps: int = 20
+    guidance_scale: float = 3.5
+
+    def __call__(self, modules: Modules, step: int) -> np.ndarray:
+        pipeline = RealCustomPipeline(
+            vae=modules["vae"],
+            text_encoder=modules["text_encoder"],
+            tokenizer=self.tokenizer,
+            unet=modules["unet"],
+            scheduler=self.scheduler,
+            reference_encoder=modules["reference_encoder"],
+            adapter=modules["adapter"],
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "mask": MaskSettings()}
+        cells = []
+        for number, (prompt, word, reference) in enumerate(self.examples):
+            cells.append(reference.resize((IMAGE_SIZE, IMAGE_SIZE)))
+            for subjects in (None, {word: reference}):
+                noise = torch.Generator().manual_seed(number)
+                cells += pipeline(prompt, subjects=subjects, generator=noise, **options).images
+        return grid(np.stack([np.asarray(cell) for cell in cells]), columns=6)
+
+
+def export_miniature(base: str | Path, adapter: str | Path, folder: str | Path, notes: Mapping | None = None) -> Path:
+    """Write the whole pipeline in diffusers' layout, in float16, to be loaded as float32.
+
+    Args:
+        base: exported folder of the base run.
+        adapter: exported folder of the adapter run.
+        folder: to write.
+        notes: what the model knows (words, scenes, ...) as plain JSON values, written as `knows.json`.
+
+    Returns:
+        The folder.
+    """
+    adapter, folder = Path(adapter), Path(folder)
+    pipeline = RealCustomPipeline(
+        **load_base(base),
+        reference_encoder=ReferenceEncoder.from_pretrained(adapter / "reference_encoder"),
+        adapter=RealCustomAdapter.from_pretrained(adapter / "adapter"),
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    if notes is not None:
+        (folder / "knows.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="ascii")
+    return folder
