@@ -19,7 +19,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: install
-	$(BIN)/python examples/demo.py outputs/demo.png
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py outputs/demo.png
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
