@@ -15,6 +15,7 @@ from realcustom.data.nouns import find_target_words, singular
         ("a zorblax next to the fire truck", ["zorblax", "fire truck"]),
         ("category theory lectures", []),
         ("a dog and another dog", ["dog"]),
+        ("an orange and an orange cat", ["orange", "cat"]),
         ("cherries in the snow", ["cherries"]),
     ],
 )

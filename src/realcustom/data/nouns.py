@@ -31,7 +31,8 @@ OPENERS = _words(
 CLOSERS = _words(
     "in on at by with without of from to into onto over under above below behind beside besides near next between "
     "among through across against around along inside outside up down off for as like about during while when where "
-    "who which and or but is are was were be being been has have had do does did it he she they there very not"
+    "who which underwater outdoors indoors together away and or but is are was were be being been has have had do does "
+    "did it he she they there very not"
 )
 ADJECTIVES = _words(
     "small big large little tiny huge tall short long old young new fresh cute happy sad beautiful pretty colorful "
@@ -49,7 +50,8 @@ NOT_THINGS = _words(
 THINGS = frozenset(ALL_WORDS) | _words(
     "person man woman child boy girl baby bear giraffe boat bus bench bottle cup fork knife spoon bowl table couch "
     "sofa bed keyboard phone microwave oven toaster sink refrigerator skateboard surfboard tie frisbee snowboard "
-    "broccoli cake plant candle can sneaker toy doll plushie lamp basket bag hat statue figurine vehicle animal"
+    "broccoli cake plant candle can sneaker toy doll plushie lamp basket bag hat statue figurine vehicle animal "
+    "building earring string clothing pudding"
 )
 _COMPOUNDS = tuple(sorted((thing for thing in THINGS if " " in thing), key=len, reverse=True))
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z'-]*|[^\sA-Za-z]")
@@ -114,6 +116,8 @@ def _head(phrase: list[tuple[str, int, int]], after_opener: bool) -> list[Target
     else:
         return []
     text = chosen[0].lower()
-    if text in ADJECTIVES or text in NOT_THINGS or singular(text) in NOT_THINGS or len(text) < 3:
+    if text in ADJECTIVES and not (text in THINGS and chosen == phrase[-1]):
+        return []
+    if text in NOT_THINGS or singular(text) in NOT_THINGS or len(text) < 3:
         return []
     return [TargetWord(text=chosen[0], start=chosen[1], end=chosen[2])]

@@ -106,7 +106,10 @@ class StickerWorld:
         if self.settings.photograph > 0 and photographs is None:
             raise ValueError("photograph > 0 needs the folder of photographs.")
         self.backgrounds = Backgrounds(self.settings.size, self.settings.seed, self.settings.plates, photographs)
-        self.backdrops = Backgrounds(self.settings.reference_size, self.settings.seed, self.settings.plates)
+        # References of the pictures' size are drawn on the same cached plates.
+        same = self.settings.reference_size == self.settings.size
+        small = Backgrounds(self.settings.reference_size, self.settings.seed, self.settings.plates)
+        self.backdrops = self.backgrounds if same else small
 
     def record(self, index: int, *, difficulty: float | None = None, reconstruct: bool = False) -> Record:
         """The record of an index.
@@ -121,10 +124,8 @@ class StickerWorld:
         if plan.style is not None:
             canvas = STYLE_PAINTERS[plan.style](canvas)
         level = settings.difficulty if difficulty is None else difficulty
-        references = tuple(
-            self.reference(identity, rng, pose=pose, difficulty=level)
-            for identity, pose in zip(plan.references, plan.poses, strict=True)
-        )
+        views = () if reconstruct else zip(plan.references, plan.poses, strict=True)
+        references = tuple(self.reference(identity, rng, pose=pose, difficulty=level) for identity, pose in views)
         made = Record(
             image=np.asarray(canvas),
             caption=self._caption(plan, phrase),
