@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from realcustom.bundled import locate
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
-from realcustom.loading import load_pipeline, locate
+from realcustom.loading import load_pipeline
 from realcustom.references import Reference, open_request, request_record
 from realcustom.types import Progress, Request, Result, Subject
 

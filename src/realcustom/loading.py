@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ def load_pipeline(
         raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
     _check_family(pipeline, model)
     return pipeline.to(place)
-
-
-def locate(model: str) -> str:
-    """The name under which a model is found again from anywhere: folders become absolute, other names stay."""
-    return model if model in MODELS or not Path(model).exists() else os.path.abspath(model)
 
 
 def resolve_device(device: str | None) -> torch.device:

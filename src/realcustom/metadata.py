@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -16,19 +17,28 @@ KEY = "realcustom"
 
 
 def write_png(path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write `image` as PNG, with `metadata` as JSON under the text key "realcustom".
+    """Write `image` as PNG, with `metadata` as JSON under the text key "realcustom"; as `write_whole`."""
+    write_whole(path, png_bytes(image, metadata))
 
-    The file appears under its name only when it is complete; a file already there stays until then.
-    """
+
+def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of a PNG file of `image`, with `metadata` as JSON under the text key "realcustom"."""
     info = PngInfo()
     if metadata is not None:
         info.add_text(KEY, json.dumps(metadata, sort_keys=True, allow_nan=False))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=info)
+    return stream.getvalue()
+
+
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file that appears under its name only when it is complete; one already there stays until then."""
     path = Path(path)
     # mkstemp would make the file private; a plain open follows the user's umask.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as stream:
-            image.save(stream, format="PNG", pnginfo=info)
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

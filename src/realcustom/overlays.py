@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
@@ -20,3 +23,15 @@ def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     inside = 0.6 * pixels + 0.4 * np.array(TINT, dtype=np.float32)
     return Image.fromarray(np.rint(weight * inside + (1 - weight) * 0.5 * pixels).astype(np.uint8))
+
+
+def slugs(words: Iterable[str]) -> dict[str, str]:
+    """Words and phrases as parts of file names, no two the same: "dog with the pink hat" -> dog-with-the-pink-hat."""
+    names: dict[str, str] = {}
+    for word in words:
+        base = re.sub(r"[^\w-]+", "-", word.strip().lower()).strip("-")[:60] or "subject"
+        name, number = base, 2
+        while name in names.values():
+            name, number = f"{base}-{number}", number + 1
+        names[word] = name
+    return names

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from realcustom.metadata import write_png
-from realcustom.overlays import mask_image, overlay
+from realcustom.overlays import mask_image, overlay, slugs
 from realcustom.types import Result
 
 
 def image_paths(out: Path, count: int) -> list[Path]:
     """out.png for one image; out-0.png, out-1.png ... for several."""
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(count)]
-
-
-def slugs(words: list[str]) -> dict[str, str]:
-    """Words and phrases as parts of file names, no two the same: "dog with the pink hat" -> dog-with-the-pink-hat."""
-    names: dict[str, str] = {}
-    for word in words:
-        base = re.sub(r"[^\w-]+", "-", word.strip().lower()).strip("-")[:60] or "subject"
-        name, number = base, 2
-        while name in names.values():
-            name, number = f"{base}-{number}", number + 1
-        names[word] = name
-    return names
 
 
 def save_result(result: Result, out: Path, save_masks: bool) -> list[Path]:
