@@ -27,6 +27,10 @@ class FeatureCache:
         """Features (1, n, c) of the all-zero image, the negative branch's reference."""
         return self._get("zero", lambda: self.encoder.negative(1))
 
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
+
     def _get(self, content: str, compute) -> ReferenceFeatures:
         # The encoder may have been moved or cast since: its numbers then differ.
         key = f"{content} {self.encoder.device} {self.encoder.dtype}"
