@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import build_adapter, build_reference_encoder, build_unet, build_xl_unet
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from realcustom import RealCustomAdapter, RealCustomXLPipeline
@@ -32,11 +34,10 @@ def test_on_an_sdxl_with_a_lora_saved_and_reloaded_bit_equal(tiny_xl_pipeline, r
 
 
 def test_lora_files_load_through_the_pipeline(tiny_xl_pipeline, reference_image, tmp_path):
-    from peft.utils import get_peft_model_state_dict
-
     pipe = tiny_xl_pipeline
     torch.manual_seed(1)
-    pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_q"]))
+    # A LoRA file without metadata is read with alpha = rank.
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_k", "to_q"]))
     expected = call(pipe, reference_image)
     RealCustomXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
     pipe.unet.delete_adapters("default")
@@ -61,7 +62,7 @@ def test_gradients_reach_projector_keys_and_values(tokenizer):
     unet, encoder = build_unet(), build_reference_encoder()
     adapter = build_adapter(unet, encoder)
     unet.requires_grad_(False)
-    features = encoder.encode([__import__("PIL.Image", fromlist=["Image"]).new("RGB", (20, 20), "red")])
+    features = encoder.encode([Image.new("RGB", (20, 20), "red")])
     with installed(unet, (8, 8)) as attention:
         attention.reference = [(key.unsqueeze(1), value.unsqueeze(1)) for key, value in adapter(features)]
         unet(torch.randn(1, 4, 8, 8), 10, torch.randn(1, 77, 32)).sample.square().mean().backward()
