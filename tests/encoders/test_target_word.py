@@ -79,11 +79,8 @@ def test_positions_are_those_of_the_whole_words(words):
 
 
 def test_absent_word_names_the_words_of_the_prompt(tokenizer):
-    with pytest.raises(
-        ValueError, match='"cat" does not stand in the prompt "a dog", *|its words are: a, dog'
-    ) as error:
+    with pytest.raises(ValueError, match='"cat" does not stand in the prompt "a dog"; its words are: a, dog'):
         target_token_positions(tokenizer, "a dog", "cat")
-    assert "a, dog" in str(error.value)
 
 
 def test_cut_off_word_and_long_prompt(tokenizer):
