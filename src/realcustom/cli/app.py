@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from realcustom.cli import convert, data, generate, models, repeat, train
+from realcustom.cli import batch, convert, data, generate, models, repeat, train
 
 app = typer.Typer(
     name="realcustom",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="generate")(generate.generate)
+app.command(name="batch")(batch.batch)
 app.command(name="repeat")(repeat.repeat)
 app.command(name="convert")(convert.convert)
 app.command(name="train")(train.train)

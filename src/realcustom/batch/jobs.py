@@ -1,0 +1,274 @@
+"""The jobs file: one JSON object a line, checked in full before any work starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from realcustom.batch import places
+from realcustom.references import check_words
+from realcustom.types import Request, Subject
+
+MAX_ID = 100  # characters; file names end at 255 bytes, and a mask's name also holds a word
+SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+RESULT = re.compile(r"@(?P<id>[^#]*)(?:#(?P<image>\d{1,4}))?")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the file.
+
+    id: the name of its files.
+    line: where it stands, from 1.
+    request: what to make; every image is an absolute path or URL, or "@id#k", image k of another job.
+    """
+
+    id: str
+    line: int
+    request: Request
+
+    @property
+    def needs(self) -> dict[str, set[int]]:
+        """The jobs whose results this one uses: id -> image numbers."""
+        needs: dict[str, set[int]] = {}
+        for image in pictures(self.request):
+            if image.startswith("@"):
+                other, _, number = image[1:].partition("#")
+                needs.setdefault(other, set()).add(int(number))
+        return needs
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """Why a line cannot be run: line number (from 1) and one sentence."""
+
+    line: int
+    sentence: str
+
+
+def read_jobs(place: str) -> tuple[list[Job], list[Problem]]:
+    """The jobs of a file, each after those it needs, and what is wrong with the other lines.
+
+    A line that needs a bad one is bad itself. Pictures are not opened here.
+
+    Raises:
+        ValueError: there is no such file, or it holds no line.
+    """
+    jobs: dict[str, Job] = {}
+    problems: dict[int, str] = {}
+    named: dict[str, int] = {}  # ids of bad lines too, so that what needs them hears the true reason
+    folder = places.parent(place)
+    for number, raw in enumerate(places.read_bytes(place).split(b"\n"), start=1):
+        raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if not raw.strip():
+            continue
+        try:
+            record = _parse(raw)
+            name = _id(record)
+            first = named.setdefault(name.casefold(), number)
+            if first != number:
+                raise ValueError(f'The id "{name}" is that of line {first}, too (upper and lower case are the same).')
+            jobs[name] = Job(name, number, _request(record, folder))
+        except ValueError as error:
+            problems[number] = str(error)
+    if not jobs and not problems:
+        raise ValueError(f"{place} holds no jobs: it needs one JSON object a line.")
+    _check_results(jobs, named, problems)
+    ordered = _ordered(jobs, problems)
+    return ordered, sorted(Problem(line, sentence) for line, sentence in problems.items())
+
+
+def pictures(request: Request) -> list[str]:
+    """Every image and mask region of a request, as given: path, URL or "@id#k"."""
+    found = []
+    for subject in request.subjects.values():
+        found += subject.images
+        if isinstance(subject.region, str):
+            found.append(subject.region)
+    return found
+
+
+def replace_pictures(request: Request, new: Callable[[str], Any]) -> Request:
+    """The request with `new(picture)` in the place of each of `pictures`."""
+    subjects = {}
+    for word, subject in request.subjects.items():
+        region = new(subject.region) if isinstance(subject.region, str) else subject.region
+        subjects[word] = replace(subject, images=tuple(new(image) for image in subject.images), region=region)
+    return replace(request, subjects=subjects)
+
+
+def without(jobs: Iterable[Job], bad: Mapping[int, str]) -> tuple[list[Job], list[Problem]]:
+    """Jobs in order less the bad lines (line -> sentence) and all that needs them, which become problems too."""
+    jobs = list(jobs)
+    problems = dict(bad)
+    lines = {job.id: job.line for job in jobs}
+    kept = []
+    for job in jobs:
+        lost = [other for other in job.needs if lines.get(other) in problems]
+        if job.line not in problems and lost:
+            problems[job.line] = f'It needs "{lost[0]}" (line {lines[lost[0]]}), which cannot be made.'
+        if job.line not in problems:
+            kept.append(job)
+    return kept, sorted(Problem(line, sentence) for line, sentence in problems.items())
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise ValueError("The line is not UTF-8 text.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The line is not JSON: {error.msg} at character {error.pos + 1}.") from error
+    except RecursionError as error:
+        raise ValueError("The line is nested too deeply.") from error
+    if not isinstance(record, dict):
+        raise ValueError('A line must be a JSON object: {"id": ..., "prompt": ...}.')
+    return record
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that can be used.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'"{twice}" is given twice.')
+    return record
+
+
+def _id(record: dict[str, Any]) -> str:
+    if "id" not in record:
+        raise ValueError('A job needs an "id", the name of its files.')
+    name = record.pop("id")
+    if not isinstance(name, str) or not SAFE_ID.fullmatch(name) or len(name) > MAX_ID:
+        raise ValueError(
+            f"An id must be 1 to {MAX_ID} letters, digits, '_', '-' or '.', and start with none of the last two, "
+            f"not {str(name)[: MAX_ID + 1]!r}."
+        )
+    return name
+
+
+def _request(record: dict[str, Any], folder: str) -> Request:
+    request = Request.from_dict(record)
+    for word, subject in request.subjects.items():
+        _check_subject(word, subject)
+    check_words(request)
+    return replace_pictures(request, lambda picture: _picture(picture, folder))
+
+
+def _check_subject(word: str, subject: Subject) -> None:
+    region = subject.region
+    for image in subject.images:
+        if not isinstance(image, str) or not image.strip() or "\0" in image:
+            raise ValueError(f'An image of "{word}" must be a path, a URL or "@" and the id of a line, not {image!r}.')
+    if region is not None and not isinstance(region, (str, tuple)):
+        raise ValueError(f'The region of "{word}" must be a box of four numbers or the path of a mask, not {region!r}.')
+    if isinstance(region, str) and region.startswith("@"):
+        raise ValueError(f'The region of "{word}" must be a mask, not the result of another line.')
+
+
+def _picture(picture: str, folder: str) -> str:
+    if not picture.startswith("@"):
+        return places.absolute(picture, folder)
+    match = RESULT.fullmatch(picture)
+    if match is None or not match["id"]:
+        raise ValueError(f'"{picture}" names no line: "@rex" is the result of the line with the id "rex".')
+    # The number is checked against the other job, which may stand further down.
+    return picture if match["image"] else f"{picture}#"
+
+
+def _check_results(jobs: dict[str, Job], named: Mapping[str, int], problems: dict[int, str]) -> None:
+    """Give every "@id" its image number; unknown ids and numbers become problems."""
+    for name, job in list(jobs.items()):
+        try:
+            request = replace_pictures(job.request, lambda picture: _numbered(picture, jobs, named, problems))
+            jobs[name] = replace(job, request=request)
+        except ValueError as error:
+            problems[job.line] = str(error)
+
+
+def _numbered(picture: str, jobs: dict[str, Job], named: Mapping[str, int], problems: Mapping[int, str]) -> str:
+    if not picture.startswith("@"):
+        return picture
+    other, _, number = picture[1:].partition("#")
+    if other not in jobs:
+        line = named.get(other.casefold())
+        if line in problems:
+            raise ValueError(f'It needs "{other}" (line {line}), which cannot be made.')
+        raise ValueError(f'There is no line with the id "{other}", whose result is asked for.')
+    count = jobs[other].request.num_images
+    if not number and count > 1:
+        raise ValueError(f'"{other}" makes {count} images: say which, "@{other}#0" to "@{other}#{count - 1}".')
+    if int(number or 0) >= count:
+        raise ValueError(f'"{other}" makes {count} image{"s" * (count > 1)}, counted from 0: there is no "{picture}".')
+    return f"@{other}#{int(number or 0)}"
+
+
+def _ordered(jobs: Mapping[str, Job], problems: dict[int, str]) -> list[Job]:
+    """Good jobs in the file's order, but each after those it needs; cycles and what hangs on bad lines are problems."""
+    waiting = [job for job in jobs.values() if job.line not in problems]
+    users: dict[str, list[Job]] = {}
+    missing: dict[str, int] = {}
+    for job in waiting:
+        missing[job.id] = len(job.needs)
+        for other in job.needs:
+            users.setdefault(other, []).append(job)
+    ready = [job for job in waiting if not missing[job.id]]
+    ordered = []
+    while ready:
+        job = ready.pop()
+        ordered.append(job)
+        for user in users.get(job.id, ()):
+            missing[user.id] -= 1
+            if not missing[user.id]:
+                ready.append(user)
+    done = {job.id for job in ordered}
+    _explain([job for job in waiting if job.id not in done], jobs, problems)
+    return [job for group in rounds_of(ordered) for job in group]
+
+
+def rounds_of(ordered: Iterable[Job]) -> list[list[Job]]:
+    """Jobs by round: a job needs results of earlier rounds only. `ordered`: each after those it needs."""
+    depth: dict[str, int] = {}
+    rounds: list[list[Job]] = []
+    for job in ordered:
+        depth[job.id] = max((depth[other] + 1 for other in job.needs if other in depth), default=0)
+        if depth[job.id] == len(rounds):
+            rounds.append([])
+        rounds[depth[job.id]].append(job)
+    return [sorted(group, key=lambda job: job.line) for group in rounds]
+
+
+def _explain(stuck: list[Job], jobs: Mapping[str, Job], problems: dict[int, str]) -> None:
+    """Say of each stuck job whether it is part of a cycle or hangs on one or on a bad line."""
+    ids = {job.id for job in stuck}
+    for job in stuck:
+        path = _way_back(job, ids, jobs)
+        if path:
+            problems[job.line] = f"These lines need one another's results: {' -> '.join(path)}."
+        else:
+            lost = next(other for other in job.needs if other in ids or jobs[other].line in problems)
+            problems[job.line] = f'It needs "{lost}" (line {jobs[lost].line}), which cannot be made.'
+
+
+def _way_back(job: Job, ids: set[str], jobs: Mapping[str, Job]) -> list[str]:
+    """The shortest way from a job along its needs back to itself, or nothing."""
+    before: dict[str, str] = {}
+    queue = [job.id]
+    for name in queue:
+        for other in jobs[name].needs:
+            if other == job.id:
+                way = [name]
+                while way[-1] != job.id:
+                    way.append(before[way[-1]])
+                return [*reversed(way), job.id]
+            if other in ids and other not in before:
+                before[other] = name
+                queue.append(other)
+    return []

@@ -1,0 +1,156 @@
+"""Local paths and fsspec URLs (s3://bucket/key, gs://, memory:// ...) read and written the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from realcustom.metadata import write_whole
+
+
+def is_url(place: str) -> bool:
+    """Whether the place is reached through fsspec rather than the local file system."""
+    return "://" in place
+
+
+def absolute(place: str, folder: str = "") -> str:
+    """The place as every process of every machine reads it: URLs stay, file:// and paths become absolute paths.
+
+    folder: where a relative path starts; the working directory if empty.
+    """
+    if place.startswith("file://"):
+        return unquote(urlsplit(place).path)
+    if is_url(place):
+        return place
+    if is_url(folder) and not os.path.isabs(place):
+        return join(folder, place)
+    return os.path.abspath(os.path.join(folder, place))
+
+
+def join(folder: str, name: str) -> str:
+    """The place of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def parent(place: str) -> str:
+    """The folder that holds a file."""
+    return place.rsplit("/", 1)[0] if is_url(place) else os.path.dirname(place)
+
+
+def read_bytes(place: str) -> bytes:
+    """The content of a file; ValueError with one sentence if it is missing or cannot be read."""
+    try:
+        if is_url(place):
+            system, path = _system(place)
+            return system.cat_file(path)
+        return Path(place).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {place}.") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{place} is a folder, not a file.") from error
+    except ValueError:
+        raise
+    except Exception as error:  # every store has its own errors
+        raise ValueError(f"{place} cannot be read: {_reason(error)}.") from error
+
+
+def read_all(places: Iterable[str]) -> dict[str, bytes]:
+    """The contents of those of the files that can be read; many at once where the store can."""
+    places = list(places)
+    if places and is_url(places[0]):
+        system, _ = _system(places[0])
+        stripped = {system._strip_protocol(place): place for place in places}
+        found = system.cat(list(stripped), on_error="omit")
+        return {stripped[path]: data for path, data in found.items()}
+    contents = {}
+    for place in places:
+        try:
+            contents[place] = Path(place).read_bytes()
+        except OSError:
+            continue
+    return contents
+
+
+def names_in(folder: str) -> set[str]:
+    """The names of the files in a folder; none if there is no such folder.
+
+    Raises:
+        ValueError: it is a file, or the store cannot be reached.
+    """
+    try:
+        if is_url(folder):
+            system, path = _system(folder)
+            return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)}
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+    except NotADirectoryError as error:
+        raise ValueError(f"{folder} is a file; --out names a folder.") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be read: {_reason(error)}.") from error
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder where there is none, and refuse one that cannot be written to, before any work is done.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    try:
+        if is_url(folder):
+            system, path = _system(folder)
+            system.makedirs(path, exist_ok=True)
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"The folder {folder} cannot be made: {_reason(error)}.") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"There is no permission to write in {folder}.")
+
+
+def write_bytes(place: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all: renamed into place locally, one put in an object store."""
+    if is_url(place):
+        system, path = _system(place)
+        system.pipe_file(path, data)
+    else:
+        write_whole(place, data)
+
+
+def exists(place: str) -> bool:
+    """Whether there is a file."""
+    if is_url(place):
+        system, path = _system(place)
+        return system.exists(path)
+    return os.path.exists(place)
+
+
+def remove(place: str) -> None:
+    """Remove a file if it is there."""
+    if not is_url(place):
+        Path(place).unlink(missing_ok=True)
+    elif exists(place):
+        system, path = _system(place)
+        system.rm_file(path)
+
+
+def _system(place: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(place)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{place} cannot be reached: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    reason = reason.splitlines()[0].rstrip(".")
+    return reason[0].lower() + reason[1:]
