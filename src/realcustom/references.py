@@ -115,6 +115,7 @@ def _subject_record(subject: Subject) -> dict[str, Any]:
         "images": [image.to_dict() for image in subject.images],
         "strength": subject.strength,
         "region": region.to_dict() if isinstance(region, Reference) else region,
+        "weights": None if subject.weights is None else list(subject.weights),
     }
 
 

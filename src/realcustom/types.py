@@ -62,11 +62,14 @@ class Subject:
     region: where in the output the subject may stand; None is everywhere, otherwise a box (left, top, right, bottom) in
         fractions of the output's width and height (0 to 1), or a mask (path, image or 2-D array of any size, stretched
         to the output; white = here).
+    weights: how much each image counts among the images of its subject, one number from 0 to 1 an image, at least one
+        of them above 0; None is all alike.
     """
 
     images: tuple[Any, ...]
     strength: float = field(default=1.0, kw_only=True)
     region: Any = field(default=None, kw_only=True)
+    weights: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         images = tuple(self.images) if isinstance(self.images, (list, tuple)) else (self.images,)
@@ -76,13 +79,17 @@ class Subject:
         object.__setattr__(self, "strength", finite("The strength of a subject", self.strength, 0.0, 2.0))
         if isinstance(self.region, (list, tuple)):
             object.__setattr__(self, "region", _box(self.region))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _weights(self.weights, len(images)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; images and a mask region must be paths or ids (ValueError for an image in memory)."""
         region = self.region
         if region is not None and not isinstance(region, tuple):
             region = _path(region)
-        return {"images": [_path(image) for image in self.images], "strength": self.strength, "region": region}
+        weights = None if self.weights is None else list(self.weights)
+        images = [_path(image) for image in self.images]
+        return {"images": images, "strength": self.strength, "region": region, "weights": weights}
 
     @classmethod
     def from_any(cls, value: Any) -> Subject:
@@ -221,6 +228,15 @@ def _box(value: Any) -> Box:
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(f"The region {list(box)} is empty: left must be below right and top below bottom.")
     return box
+
+
+def _weights(value: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f"The weights of a subject must be {count} numbers, one for each of its images.")
+    weights = tuple(finite("The weight of a reference image", weight, 0.0, 1.0) for weight in value)
+    if max(weights) == 0.0:
+        raise ValueError("One of the weights of a subject must be above 0; to leave it out, set its strength to 0.")
+    return weights
 
 
 def _path(value: Any) -> str:

@@ -30,7 +30,7 @@ class Call:
     """One generation, prompt already encoded.
 
     Attributes:
-        subjects: word -> subject, at least one.
+        rows: word -> subject, at least one of each, for every prompt of the batch, or one entry for all.
         text, negative: encoded prompts, B rows each.
         token_weights: (B, S, T).
         height, width: of the images in pixels.
@@ -43,7 +43,7 @@ class Call:
         on_step, on_step_tensors: diffusers' callback_on_step_end and the names it wants.
     """
 
-    subjects: dict[str, Subject]
+    rows: list[dict[str, Subject]]
     text: Text
     negative: Text | None
     token_weights: torch.Tensor
@@ -140,7 +140,6 @@ class RealCustomMixin:
     def generate(self, call: Call) -> RealCustomOutput:
         """Reference features -> guidance branch -> mask -> generation branch -> images."""
         device = self._execution_device
-        subjects = list(call.subjects.values())
         batch, dtype = call.text.embeds.shape[0], call.text.embeds.dtype
         self.scheduler.set_timesteps(call.steps, device=device)
         timesteps = self.scheduler.timesteps
@@ -148,15 +147,17 @@ class RealCustomMixin:
             batch, self.unet.config.in_channels, call.height, call.width, dtype, device, call.generator, call.latents
         )
         latent_size = tuple(latents.shape[-2:])
-        regions = regions_of(subjects, mask_grid(self.unet, latent_size))
+        rows = [list(row.values()) for row in call.rows for _ in range(batch // len(call.rows))]
+        rows = rows if len(call.rows) > 1 else rows[:1]
+        regions = regions_of(rows, mask_grid(self.unet, latent_size))
         reference, negative_reference, keep = reference_functions(
-            self.adapter, self.feature_cache, subjects, call.text.embeds, call.keep_share
+            self.adapter, self.feature_cache, rows, call.text.embeds, call.keep_share
         )
         conditions = Conditions(
             text=call.text,
             negative=call.negative,
             token_weights=call.token_weights.to(device),
-            strengths=torch.tensor([subject.strength for subject in subjects], device=device),
+            strengths=torch.tensor([[subject.strength for subject in row] for row in rows], device=device),
             regions=None if regions is None else regions.to(device),
             reference=reference,
             negative_reference=negative_reference,
@@ -186,8 +187,7 @@ class RealCustomMixin:
                     if self.interrupt:
                         break
             stacked = torch.stack(masks).float().cpu()
-            named = {word: stacked[:, :, index] for index, word in enumerate(call.subjects)}
-            return self._finish(latents, named, call)
+            return self._finish(latents, _named(stacked, call.rows), call)
 
     def _after_step(self, step, call: Call) -> torch.Tensor:
         if call.on_step is not None:
@@ -197,7 +197,7 @@ class RealCustomMixin:
             step.latents = returned.get("latents", step.latents)
         return step.latents
 
-    def _finish(self, latents: torch.Tensor, masks: dict[str, torch.Tensor], call: Call) -> RealCustomOutput:
+    def _finish(self, latents: torch.Tensor, masks: dict | list[dict], call: Call) -> RealCustomOutput:
         flagged = None
         if call.output_type == "latent":
             images = latents
@@ -213,6 +213,17 @@ class RealCustomMixin:
             )
         self.maybe_free_model_hooks()
         return RealCustomOutput(images=images, masks=masks, nsfw_content_detected=flagged)
+
+
+def _named(masks: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+    """Masks (steps, B, S, G, g) by target word: for the whole batch, or for each image where words differ."""
+    if len(rows) == 1:
+        return {word: masks[:, :, index] for index, word in enumerate(rows[0])}
+    each = masks.shape[1] // len(rows)
+    return [
+        {word: masks[:, image : image + 1, index] for index, word in enumerate(rows[image // each])}
+        for image in range(masks.shape[1])
+    ]
 
 
 def choose_guidance(guidance_scale: float, image_guidance_scale: float | None) -> Guidance:

@@ -39,12 +39,13 @@ class Conditions:
     Attributes:
         text, negative: positive and negative prompt; `negative` may be None where the guidance needs none.
         token_weights: (B, S, T), 1 at each subject's target tokens.
-        strengths: (S,) factors of the masks.
+        strengths: (S,) factors of the masks, or (B, S).
         regions: (1 or B, S, G, g) in [0, 1] where each subject may be, or None.
         reference: (latents, alpha_bar, masks) -> per layer keys and values (1 or B, S, n, C) of the references.
             RealCustom++ ignores the arguments; RealCustom's scoring module reads them.
         negative_reference: the same for the all-zero image.
-        reference_keep: (1 or B, S, n) bool, False at padding; None when all tokens count.
+        reference_keep: (1 or B, S, n) bool, False at padding, or float, logarithms of weights; None when all tokens
+            count alike.
         unet_kwargs: passed to every U-Net call.
     """
 
@@ -164,7 +165,7 @@ def generation_pass(
         negative prediction or None, and full prediction, each (B, C, h, w).
     """
     negative, positive = references
-    masks = masks * conditions.strengths.view(1, -1, *[1] * (masks.dim() - 2))
+    masks = masks * conditions.strengths.view(-1, masks.shape[1], *[1] * (masks.dim() - 2))
     attention.text_only()
     attention.text_cache = caches.generation
     batch = latents.shape[0]

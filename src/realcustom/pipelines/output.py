@@ -14,12 +14,13 @@ class RealCustomOutput(BaseOutput):
 
     Attributes:
         images: list of PIL images, or an array / tensor by `output_type`.
-        masks: per target word (steps, images, G, g) float32 on the CPU: the guidance mask used at each step.
+        masks: per target word (steps, images, G, g) float32 on the CPU: the guidance mask used at each step; where
+            every prompt had subjects of its own, a list with such a mapping for each image.
         nsfw_content_detected: the safety checker's verdicts, where the pipeline has one.
     """
 
     images: list | torch.Tensor
-    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]] = field(default_factory=dict)
     nsfw_content_detected: list[bool] | None = None
 
 

@@ -11,7 +11,7 @@ from realcustom.guidance.mask import MaskSettings
 from realcustom.pipelines.base import Call, RealCustomMixin, callback_tensors, choose_guidance
 from realcustom.pipelines.branches import Text
 from realcustom.pipelines.output import RealCustomOutput
-from realcustom.pipelines.subjects import as_subjects, token_weights
+from realcustom.pipelines.subjects import as_rows, token_weights
 
 
 class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
@@ -52,7 +52,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
-        subjects: Mapping | None = None,
+        subjects: Mapping | Sequence[Mapping] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -77,7 +77,8 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
 
         Args:
             prompt: the sentence; every word of `subjects` stands in it.
-            subjects: word -> image, list of images, or `Subject`; None or empty is plain text-to-image.
+            subjects: word -> image, list of images, or `Subject`; None or empty is plain text-to-image. With a list
+                of prompts also a list of such mappings, one a prompt, each with as many words.
             negative_prompt, height, width, num_images_per_prompt, eta, generator, latents, output_type, return_dict,
                 cross_attention_kwargs, clip_skip, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
                 diffusers. A list of generators makes each image independent of its batch. With subjects the callback
@@ -95,11 +96,12 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         Raises:
             ValueError: in one sentence, what cannot be used and why.
         """
-        opened = as_subjects(subjects)
-        self.check_ready(opened, guidance_scale, image_guidance_scale)
+        rows = as_rows(subjects, prompt)
+        for row in rows:
+            self.check_ready(row, guidance_scale, image_guidance_scale)
         names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         texts = self.texts_for(prompt, self.tokenizer) if prompt is not None else []
-        if not opened:
+        if not rows[0]:
             out = super().__call__(
                 prompt,
                 height,
@@ -143,10 +145,12 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             lora_scale=(cross_attention_kwargs or {}).get("scale"),
             clip_skip=clip_skip,
         )
-        weights = token_weights([self.tokenizer], [[text] for text in texts], list(opened), embeds.shape[1])
+        weights = token_weights(
+            [self.tokenizer], [[text] for text in texts], [list(row) for row in rows], embeds.shape[1]
+        )
         result = self.generate(
             Call(
-                subjects=opened,
+                rows=rows,
                 text=Text(embeds=embeds),
                 negative=Text(embeds=negative_embeds) if guidance.needs_negative else None,
                 token_weights=weights.repeat_interleave(num_images_per_prompt, dim=0),

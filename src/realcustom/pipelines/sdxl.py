@@ -11,7 +11,7 @@ from realcustom.guidance.mask import MaskSettings
 from realcustom.pipelines.base import Call, RealCustomMixin, callback_tensors, choose_guidance
 from realcustom.pipelines.branches import Text
 from realcustom.pipelines.output import RealCustomOutput
-from realcustom.pipelines.subjects import as_subjects, token_weights
+from realcustom.pipelines.subjects import as_rows, token_weights
 
 
 class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
@@ -63,7 +63,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
-        subjects: Mapping | None = None,
+        subjects: Mapping | Sequence[Mapping] | None = None,
         prompt_2: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
@@ -91,11 +91,12 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         Raises:
             ValueError: in one sentence, what cannot be used and why.
         """
-        opened = as_subjects(subjects)
-        self.check_ready(opened, guidance_scale, image_guidance_scale)
+        rows = as_rows(subjects, prompt)
+        for row in rows:
+            self.check_ready(row, guidance_scale, image_guidance_scale)
         names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         texts = self._texts(prompt, prompt_2)
-        if not opened:
+        if not rows[0]:
             out = super().__call__(
                 prompt,
                 prompt_2,
@@ -154,11 +155,11 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             if guidance.needs_negative:
                 negatives = self._negatives(negative_prompt, negative_prompt_2, len(texts))
                 negative_pooled = self._unprojected(negatives, count)
-        weights = token_weights(self._tokenizers(), texts, list(opened), embeds.shape[1])
+        weights = token_weights(self._tokenizers(), texts, [list(row) for row in rows], embeds.shape[1])
         ids = self._size_ids(height, width, embeds)
         result = self.generate(
             Call(
-                subjects=opened,
+                rows=rows,
                 text=Text(embeds=embeds, added={"text_embeds": pooled, "time_ids": ids}),
                 negative=Text(embeds=negative_embeds, added={"text_embeds": negative_pooled, "time_ids": ids})
                 if guidance.needs_negative

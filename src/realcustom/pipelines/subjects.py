@@ -6,6 +6,7 @@ Shapes: R reference images over all subjects, S subjects, B images made, n token
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,22 @@ from realcustom.models.attention import LayerKeysValues
 from realcustom.types import Subject
 
 
+def as_rows(subjects: Mapping | Sequence[Mapping] | None, prompt) -> list[dict[str, Subject]]:
+    """The subjects of every prompt, or one entry that all prompts share.
+
+    Raises:
+        ValueError: as `as_subjects`; or subjects given one by one are not as many as the prompts, or differ in number.
+    """
+    if not isinstance(subjects, (list, tuple)):
+        return [as_subjects(subjects)]
+    if isinstance(prompt, str) or prompt is None or len(prompt) != len(subjects):
+        raise ValueError("A list of subjects needs a list of as many prompts.")
+    rows = [as_subjects(row) for row in subjects]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("Prompts that are made together need the same number of subjects.")
+    return rows
+
+
 def as_subjects(subjects: Mapping | None) -> dict[str, Subject]:
     """Word -> `Subject`, with every image opened and checked.
 
@@ -36,17 +53,19 @@ def as_subjects(subjects: Mapping | None) -> dict[str, Subject]:
     for word, value in subjects.items():
         subject = Subject.from_any(value)
         images = tuple(open_image(image) for image in subject.images)
-        checked[word] = Subject(images, strength=subject.strength, region=subject.region)
+        checked[word] = replace(subject, images=images)
     return checked
 
 
-def token_weights(tokenizers: Sequence, prompts: Sequence[Sequence[str]], words: Sequence[str], length: int):
+def token_weights(
+    tokenizers: Sequence, prompts: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], length: int
+) -> torch.Tensor:
     """Where the subjects' words stand.
 
     Args:
         tokenizers: one, or SDXL's two.
         prompts: per prompt of the batch its text for each tokenizer.
-        words: the subjects' words.
+        rows: the words of each prompt's subjects, or one entry for all prompts.
         length: T.
 
     Returns:
@@ -55,8 +74,9 @@ def token_weights(tokenizers: Sequence, prompts: Sequence[Sequence[str]], words:
     Raises:
         ValueError: a word is absent, cut off, or overlaps with another one.
     """
-    weights = torch.zeros(len(prompts), len(words), length)
-    for row, texts in zip(weights, prompts, strict=True):
+    weights = torch.zeros(len(prompts), len(rows[0]), length)
+    rows = list(rows) * (len(prompts) if len(rows) == 1 else 1)
+    for row, texts, words in zip(weights, prompts, rows, strict=True):
         positions = {word: agreed_positions(tokenizers, texts, word) for word in words}
         check_disjoint(positions, texts[0])
         for index, word in enumerate(words):
@@ -87,11 +107,11 @@ def _covered(low: float, high: float, cells: int) -> torch.Tensor:
     return ((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0) * cells).float()
 
 
-def regions_of(subjects: Sequence[Subject], grid: Size) -> torch.Tensor | None:
-    """(1, S, G, g) regions of all subjects, or None when none has one."""
-    if all(subject.region is None for subject in subjects):
+def regions_of(rows: Sequence[Sequence[Subject]], grid: Size) -> torch.Tensor | None:
+    """(1 or B, S, G, g) regions of all subjects, or None when none has one."""
+    if all(subject.region is None for row in rows for subject in row):
         return None
-    return torch.stack([region_map(subject.region, grid) for subject in subjects]).unsqueeze(0)
+    return torch.stack([torch.stack([region_map(subject.region, grid) for subject in row]) for row in rows])
 
 
 def token_owners(subjects: Sequence[Subject]) -> list[int]:
@@ -99,39 +119,59 @@ def token_owners(subjects: Sequence[Subject]) -> list[int]:
     return [index for index, subject in enumerate(subjects) for _ in subject.images]
 
 
-def group_by_subject(layers: Sequence[LayerKeysValues], owners: Sequence[int]) -> list[LayerKeysValues]:
+def group_by_subject(
+    layers: Sequence[LayerKeysValues], owners: Sequence[int], most: int | None = None
+) -> list[LayerKeysValues]:
     """Keys and values of R images to those of S subjects: the images of a subject one after another.
 
     Args:
         layers: per layer (B, R, n, C).
         owners: subject of each image.
+        most: m; None is the largest number of images of a subject.
 
     Returns:
-        per layer (B, S, m * n, C), m the largest number of images of a subject; shorter ones are padded with their
-        own first image, which `keep_of` masks out.
+        per layer (B, S, m * n, C); subjects with fewer images are padded with their own first one, which `token_bias`
+        masks out.
     """
-    columns = _columns(owners)
+    columns = _columns(owners, most)
     return [tuple(rearrange(tensor[:, columns], "b s m n c -> b s (m n) c") for tensor in pair) for pair in layers]
 
 
-def keep_of(owners: Sequence[int], tokens: int) -> torch.Tensor | None:
-    """(1, S, m * tokens) bool, False at padding; None where every subject has as many images."""
-    counts = torch.bincount(torch.tensor(owners))
-    if (counts == counts[0]).all():
+def token_bias(rows: Sequence[Sequence[Subject]], tokens: int) -> torch.Tensor | None:
+    """What the attention adds at each token of an image, for the images' weights and against padding.
+
+    Args:
+        rows: per prompt its subjects.
+        tokens: n, of one image.
+
+    Returns:
+        (1 or B, S, m * n) with m the largest number of images of a subject: bool where every image counts fully, else
+        float, the logarithm of the image's weight; None where there is nothing to add.
+    """
+    most = max(len(subject.images) for row in rows for subject in row)
+    weights = torch.zeros(len(rows), len(rows[0]), most)
+    for row, subjects in zip(weights, rows, strict=True):
+        for index, subject in enumerate(subjects):
+            row[index, : len(subject.images)] = torch.tensor(subject.weights or [1.0] * len(subject.images))
+    if (weights == 1).all():
         return None
-    rows = torch.arange(int(counts.max())).unsqueeze(0) < counts.unsqueeze(1)
-    return rows.repeat_interleave(tokens, dim=1).unsqueeze(0)
+    full = ((weights == 0) | (weights == 1)).all()
+    return (weights > 0 if full else weights.log()).repeat_interleave(tokens, dim=2)
 
 
-def _columns(owners: Sequence[int]) -> torch.Tensor:
+def _columns(owners: Sequence[int], most: int | None = None) -> torch.Tensor:
     """(S, m) indices of each subject's images, padded with its first one."""
     subjects = [[image for image, owner in enumerate(owners) if owner == index] for index in range(max(owners) + 1)]
-    most = max(map(len, subjects))
+    most = most or max(map(len, subjects))
     return torch.tensor([images + images[:1] * (most - len(images)) for images in subjects])
 
 
 def reference_functions(
-    adapter: RealCustomAdapter, cache: FeatureCache, subjects: Sequence[Subject], text: torch.Tensor, keep_share: float
+    adapter: RealCustomAdapter,
+    cache: FeatureCache,
+    rows: Sequence[Sequence[Subject]],
+    text: torch.Tensor,
+    keep_share: float,
 ) -> tuple[Callable, Callable, torch.Tensor | None]:
     """The `reference`, `negative_reference` and `reference_keep` of the loop's conditions.
 
@@ -139,22 +179,45 @@ def reference_functions(
     so the keys and values are made anew at each.
 
     Args:
+        rows: per prompt its subjects, or one entry for all prompts.
         text: (B, T, c) prompt embeddings, the scoring module's textual context.
         keep_share: gamma_num, share of the visual tokens the scoring module keeps.
+
+    Raises:
+        ValueError: the adapter has a scoring module, and subjects differ by prompt or weigh their images.
     """
+    if adapter.scoring is not None:
+        if len(rows) > 1 or any(subject.weights is not None for subject in rows[0]):
+            raise ValueError("An adapter with a scoring module takes one set of subjects, whose images weigh alike.")
+        return _scored_functions(adapter, cache, rows[0], text, keep_share)
+    most = max(len(subject.images) for row in rows for subject in row)
+    positive, negative = [], []
+    for subjects in rows:
+        owners = token_owners(subjects)
+        for kept, features in zip((positive, negative), _features(adapter, cache, subjects), strict=True):
+            layers = [(key[None], value[None]) for key, value in adapter(features)]
+            kept.append(group_by_subject(layers, owners, most))
+    positive, negative = _along_batch(positive), _along_batch(negative)
+    bias = token_bias(rows, positive[0][0].shape[2] // most)
+    return lambda *_: positive, lambda *_: negative, None if bias is None else bias.to(adapter.device)
+
+
+def _features(adapter: RealCustomAdapter, cache: FeatureCache, subjects: Sequence[Subject]):
+    """Features of all references and, as many, of the all-zero image."""
+    images = [image for subject in subjects for image in subject.images]
+    features, zero = cat_features([cache.image(image) for image in images]), cat_features([cache.zero()] * len(images))
+    return features.to(adapter.device, adapter.dtype), zero.to(adapter.device, adapter.dtype)
+
+
+def _along_batch(rows: Sequence[list[LayerKeysValues]]) -> list[LayerKeysValues]:
+    if len(rows) == 1:
+        return rows[0]
+    return [tuple(torch.cat(pair) for pair in zip(*layer, strict=True)) for layer in zip(*rows, strict=True)]
+
+
+def _scored_functions(adapter, cache, subjects: Sequence[Subject], text: torch.Tensor, keep_share: float):
     owners = token_owners(subjects)
-    features = cat_features([cache.image(image) for subject in subjects for image in subject.images])
-    zero = cat_features([cache.zero()] * len(owners))
-    device, dtype = adapter.device, adapter.dtype
-    features, zero = features.to(device, dtype), zero.to(device, dtype)
-    if adapter.scoring is None:
-        positive, negative = (
-            group_by_subject([(key[None], value[None]) for key, value in adapter(given)], owners)
-            for given in (features, zero)
-        )
-        tokens = positive[0][0].shape[2] // max(owners.count(owner) for owner in owners)
-        keep = keep_of(owners, tokens)
-        return lambda *_: positive, lambda *_: negative, None if keep is None else keep.to(device)
+    dtype = adapter.dtype
 
     def scored(given):
         def keys_values(latents, alpha_bar, masks):
@@ -172,4 +235,5 @@ def reference_functions(
 
         return keys_values
 
+    features, zero = _features(adapter, cache, subjects)
     return scored(features), scored(zero), None
