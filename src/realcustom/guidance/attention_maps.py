@@ -43,6 +43,18 @@ def resize(maps: torch.Tensor, size: Size) -> torch.Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def check_levels(wanted: Collection[int] | None, present: Collection[int], kind: str) -> None:
+    """Refuse levels none of which has a layer; `wanted` None are all.
+
+    Raises:
+        ValueError: names the levels there are.
+    """
+    if wanted is not None and not set(wanted) & set(present):
+        raise ValueError(
+            f"No {kind}-attention layer lies on the mask's levels {sorted(wanted)}; there are {sorted(set(present))}."
+        )
+
+
 class WordMaps:
     """Running mean of the target words' maps over the cross-attention layers of one pass.
 
@@ -64,35 +76,37 @@ class WordMaps:
             levels: U-Net levels whose layers take part (0 is the latent's resolution); None for all.
         """
         self.token_weights = token_weights
-        self.grid = grid
+        self.grid = tuple(grid)
         self.normalise_layer = normalise_layer
         self.levels = levels
-        self._sum: torch.Tensor | None = None
-        self._layers = 0
+        # Tensors both, and no list or count: code compiled for one layer then serves them all.
+        self._sum = torch.zeros((), device=token_weights.device)
+        self._layers = torch.zeros((), device=token_weights.device)
 
     def add(self, query: torch.Tensor, key: torch.Tensor, scale: float, size: Size, level: int) -> None:
-        """Take the attention of one layer: query (B, H, N, d), key (B, H, T, d), its h x w and its level."""
+        """Take the attention of one layer: query (., H, N, d), key (., H, T, d), its h x w and its level.
+
+        Only the last B images of a pass count: others, with references, may precede them.
+        """
         if self.levels is not None and level not in self.levels:
             return
-        maps = rearrange(word_maps(query, key, self.token_weights, scale), "b s (h w) -> b s h w", h=size[0])
-        self.add_maps(maps)
+        images = self.token_weights.shape[0]
+        maps = word_maps(query[-images:], key[-images:], self.token_weights, scale)
+        self.add_maps(rearrange(maps, "b s (h w) -> b s h w", h=size[0]))
 
     def add_maps(self, maps: torch.Tensor) -> None:
         """Take one layer's finished maps (B, S, h, w)."""
         maps = resize(maps, self.grid)
         if self.normalise_layer is not None:
             maps = self.normalise_layer(maps)
-        self._sum = maps if self._sum is None else self._sum + maps
-        self._layers += 1
+        self._sum = self._sum + maps
+        self._layers = self._layers + 1
 
     def mean(self) -> torch.Tensor:
         """(B, S, G, g) mean over the layers taken.
 
-        Raises:
-            ValueError: no layer was taken.
+        Not a number where no layer was taken, which `check_levels` tells without waiting for a GPU.
         """
-        if self._sum is None:
-            raise ValueError(f"No cross-attention layer lies on the mask's levels {sorted(self.levels or ())}.")
         return self._sum / self._layers
 
 

@@ -83,6 +83,9 @@ class MaskSettings:
         spread_levels: levels of the self-attention layers; None for the finest level that has attention.
         update_until: the mask is computed anew before this step (0-based) and frozen from it on; None for always.
         update_interval: steps between two computations of the mask.
+        lagged: from the second step on the guidance branch rides in the batch of the generation branch, and the mask
+            it gives serves the next step: one pass a step instead of two in sequence.
+        stride: the guidance branch sees every n-th row and column of the latents.
 
     Raises:
         ValueError: a value outside its range.
@@ -97,6 +100,8 @@ class MaskSettings:
     spread_levels: tuple[int, ...] | None = None
     update_until: int | None = None
     update_interval: int = 1
+    lagged: bool = False
+    stride: int = 1
 
     def __post_init__(self):
         if not 0 < self.scope <= 1:
@@ -109,6 +114,8 @@ class MaskSettings:
             raise ValueError(f"The mask's spread is {self.spread}; it counts applications, from 0 on.")
         if self.update_interval < 1 or (self.update_until is not None and self.update_until < 1):
             raise ValueError("The mask is updated at least once: update_until and update_interval start at 1.")
+        if self.stride < 1 or (self.stride > 1 and self.lagged):
+            raise ValueError("The mask's stride starts at 1, and a lagged mask has none: its branch shares a batch.")
 
     def updates(self, step: int) -> bool:
         """Whether the guidance branch runs at `step` (0-based)."""

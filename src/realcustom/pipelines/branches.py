@@ -5,19 +5,20 @@ Shapes: B images, S subjects, T text tokens, n reference tokens, (h, w) the late
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 
-from realcustom.guidance.attention_maps import SelfMaps, Size, WordMaps
+from realcustom.guidance.attention_maps import SelfMaps, Size, WordMaps, check_levels
 from realcustom.guidance.guidance_scale import Guidance
 from realcustom.guidance.mask import NORMALISATIONS, MaskSettings, guidance_mask
 from realcustom.models.attention import (
     AttentionContext,
     GuidancePassDone,
     LayerKeysValues,
-    attention_names,
     cross_attention_names,
     level_of,
     level_sizes,
@@ -74,33 +75,70 @@ class Step:
     text: torch.Tensor | None
 
 
-@dataclass
-class PassCaches:
-    """What never changes over the steps of a call: text keys and values of both branches, joined references."""
-
-    guidance: dict[int, LayerKeysValues] = field(default_factory=dict)
-    generation: dict[int, LayerKeysValues] = field(default_factory=dict)
-    sources: tuple = ()
-    joined: list[LayerKeysValues] = field(default_factory=list)
-
-    def join_references(self, negative: list[LayerKeysValues], positive: list[LayerKeysValues], batch: int):
-        """Per layer negative and positive keys and values along the batch; anew only when given other lists."""
-        if not (self.sources and self.sources[0] is negative and self.sources[1] is positive):
-            self.joined = [
-                tuple(
-                    torch.cat([spread_batch(zero, batch), spread_batch(ref, batch)])
-                    for zero, ref in zip(*layer, strict=True)
-                )
-                for layer in zip(negative, positive, strict=True)
-            ]
-            self.sources = (negative, positive)
-        return self.joined
-
-
 def mask_grid(unet, latent_size: Size) -> Size:
     """The common grid of the word maps: the size of the largest cross-attention map (RealCustom Eq. 11)."""
     finest = min(level_of(unet, name) for name in cross_attention_names(unet))
     return level_sizes(latent_size, len(unet.config.down_block_types))[finest]
+
+
+class CallTensors:
+    """What never changes over the steps of a call, made once: the texts' keys and values, the joined references."""
+
+    def __init__(self, attention: AttentionContext, conditions: Conditions):
+        texts = [conditions.text] if conditions.negative is None else [conditions.negative, conditions.text]
+        scale = (conditions.unet_kwargs.get("cross_attention_kwargs") or {}).get("scale")
+        with lora_scaled(attention.unet, scale):
+            self._text = attention.project_text(torch.cat([text.embeds for text in texts]))
+        self._sources: tuple = ()
+        self._joined: list[LayerKeysValues] = []
+
+    def text(self, rows: slice) -> list[LayerKeysValues]:
+        """The texts' keys and values of rows of the batch [negative, positive]."""
+        return [(key[rows], value[rows]) for key, value in self._text]
+
+    def references(self, negative: list[LayerKeysValues], positive: list[LayerKeysValues]) -> list[LayerKeysValues]:
+        """Per layer negative and positive keys and values along G; anew only when given other lists."""
+        if not (self._sources and self._sources[0] is negative and self._sources[1] is positive):
+            self._joined = [
+                tuple(torch.cat(pair) for pair in zip(*layer, strict=True))
+                for layer in zip(negative, positive, strict=True)
+            ]
+            self._sources = (negative, positive)
+        return self._joined
+
+
+class MaskRecording:
+    """Records the attention of a pass's last B images, which see the text only, and makes the mask of it."""
+
+    def __init__(self, attention: AttentionContext, conditions: Conditions, settings: MaskSettings, grid: Size):
+        """
+        Args:
+            grid: rows and columns of the mask; the pass's own may be smaller.
+
+        Raises:
+            ValueError: no layer lies on the settings' levels.
+        """
+        levels = {processor.level for processor in attention.own}
+        self.spread_levels = settings.spread_levels or (min(levels),)
+        check_levels(settings.word_levels, {processor.level for processor in attention.cross}, "cross")
+        check_levels(self.spread_levels, levels, "self")
+        normalise = NORMALISATIONS[settings.normalisation].layer
+        self.word = WordMaps(conditions.token_weights, grid, normalise, levels=settings.word_levels)
+        self.attention, self.settings, self.regions = attention, settings, conditions.regions
+        attention.word_maps = self.word
+        for processor in attention.own:
+            processor.keeps = bool(settings.spread) and processor.level in self.spread_levels
+
+    def masks(self) -> torch.Tensor:
+        """(B, S, G, g), once the pass is done."""
+        self_maps = SelfMaps(self.spread_levels)
+        images = self.word.token_weights.shape[0]
+        for processor in self.attention.own:
+            if processor.kept is not None:
+                query, key, scale = processor.kept
+                self_maps.add(query[-images:], key[-images:], scale, processor.size, processor.level)
+        spread = self_maps.spread if self.settings.spread else None
+        return guidance_mask(self.word.mean(), self.settings, spread, self.regions)
 
 
 def guidance_pass(
@@ -111,7 +149,7 @@ def guidance_pass(
     conditions: Conditions,
     settings: MaskSettings,
     needs_prediction: bool,
-    cache: dict[int, LayerKeysValues] | None = None,
+    tensors: CallTensors,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The guidance branch: text only, no reference; its attention maps give the masks.
 
@@ -124,24 +162,34 @@ def guidance_pass(
         masks (B, S, G, g) and, if needed, the text-only prediction (B, C, h, w).
     """
     attention.text_only()
-    attention.text_cache = cache
-    grid = mask_grid(unet, latents.shape[-2:])
-    word = WordMaps(
-        conditions.token_weights, grid, NORMALISATIONS[settings.normalisation].layer, levels=settings.word_levels
-    )
-    attention.word_maps = word
-    if settings.spread:
-        finest = min(level_of(unet, name) for name in attention_names(unet) if name.endswith("attn1"))
-        attention.self_maps = SelfMaps(settings.spread_levels or (finest,))
-    attention.stop_after = None if needs_prediction else attention.layers - 1
+    batch, grid, sizes = latents.shape[0], mask_grid(unet, latents.shape[-2:]), attention.sizes
+    if settings.stride > 1 and not needs_prediction:
+        # Every n-th value, not a mean: a mean would also average the noise away that the timestep tells of.
+        latents = latents[..., :: settings.stride, :: settings.stride]
+        attention.sizes = level_sizes(latents.shape[-2:], len(sizes))
+    attention.text = tensors.text(slice(-batch, None))
+    recording = MaskRecording(attention, conditions, settings, grid)
+    prediction = None
     try:
+        if not needs_prediction:
+            attention.stop_after_maps()
         prediction = predict(unet, latents, timestep, conditions.text, conditions.unet_kwargs)
     except GuidancePassDone:
-        prediction = None
-    spread = attention.self_maps.spread if attention.self_maps is not None else None
-    masks = guidance_mask(word.mean(), settings, spread, conditions.regions)
+        pass
+    masks = recording.masks()
     attention.text_only()
+    attention.sizes = sizes
     return masks, prediction
+
+
+@dataclass
+class Generated:
+    """What a generation pass gives: predictions (B, C, h, w) of the branches it held, and the next masks."""
+
+    full: torch.Tensor
+    negative: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
 
 def generation_pass(
@@ -152,36 +200,43 @@ def generation_pass(
     conditions: Conditions,
     references: tuple[list[LayerKeysValues] | None, list[LayerKeysValues]],
     masks: torch.Tensor,
-    caches: PassCaches,
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+    tensors: CallTensors,
+    record: MaskSettings | None = None,
+) -> Generated:
     """The generation branch: text, reference and mask, and in the same batch the negative prompt with the features
     of an all-zero image and the same mask.
 
     Args:
-        references: keys and values of the all-zero image (None: no negative pass) and of the references.
+        references: keys and values of the all-zero image (None: no negative images) and of the references.
         masks: (B, S, G, g).
-
-    Returns:
-        negative prediction or None, and full prediction, each (B, C, h, w).
+        record: lets the guidance branch ride in the same batch and makes the next masks of it; None leaves it out.
     """
     negative, positive = references
-    masks = masks * conditions.strengths.view(-1, masks.shape[1], *[1] * (masks.dim() - 2))
-    attention.text_only()
-    attention.text_cache = caches.generation
     batch = latents.shape[0]
-    keep = conditions.reference_keep
-    if negative is None:
-        attention.reference, attention.masks, attention.reference_keep = positive, masks, keep
-        full = predict(unet, latents, timestep, conditions.text, conditions.unet_kwargs)
-        attention.text_only()
-        return None, full
-    attention.reference = caches.join_references(negative, positive, batch)
-    attention.masks = torch.cat([masks, masks])
-    attention.reference_keep = None if keep is None else spread_batch(keep, batch).repeat(2, 1, 1)
-    text = join(conditions.negative, conditions.text)
-    both = predict(unet, torch.cat([latents, latents]), timestep, text, conditions.unet_kwargs)
     attention.text_only()
-    return both[:batch], both[batch:]
+    attention.reference = positive if negative is None else tensors.references(negative, positive)
+    masks = masks * conditions.strengths.view(-1, masks.shape[1], *[1] * (masks.dim() - 2))
+    attention.masks = masks if negative is None else torch.cat([masks, masks])
+    keep = conditions.reference_keep
+    attention.keep_references(keep if keep is None or keep.shape[0] == 1 or negative is None else torch.cat([keep] * 2))
+    texts = [conditions.text] if negative is None else [conditions.negative, conditions.text]
+    keys_values = tensors.text(slice(-batch * len(texts), None))
+    recording = None
+    if record is not None:
+        texts.append(conditions.text)
+        keys_values = [tuple(torch.cat([tensor, tensor[-batch:]]) for tensor in layer) for layer in keys_values]
+        recording = MaskRecording(attention, conditions, record, mask_grid(unet, latents.shape[-2:]))
+    attention.text = keys_values
+    out = predict(unet, torch.cat([latents] * len(texts)), timestep, join(texts), conditions.unet_kwargs)
+    parts = list(out.split(batch))
+    return_value = Generated(
+        negative=None if negative is None else parts.pop(0),
+        full=parts.pop(0),
+        text=parts.pop() if recording is not None else None,
+        masks=None if recording is None else recording.masks(),
+    )
+    attention.text_only()
+    return return_value
 
 
 def denoise(
@@ -205,28 +260,37 @@ def denoise(
     Yields:
         `Step` after each step; `step.latents` are those the next step starts from.
     """
-    caches = PassCaches()
+    tensors = CallTensors(attention, conditions)
+    # Schedulers index their tables with host numbers, the U-Net wants its own device: neither then waits in the loop.
+    host, here = timesteps.cpu(), timesteps.to(latents.device)
+    alphas = scheduler.alphas_cumprod.to(latents.device).index_select(0, here.long())
     masks = None
-    for index, timestep in enumerate(timesteps):
+    for index, timestep in enumerate(host):
         scaled = scheduler.scale_model_input(latents, timestep)
-        text = None
         updates = masks is None or settings.updates(index)
-        if updates or guidance.needs_text_prediction:
+        wanted = updates or guidance.needs_text_prediction
+        rides = settings.lagged and masks is not None
+        text = None
+        if wanted and not rides:
             new, text = guidance_pass(
-                unet, attention, scaled, timestep, conditions, settings, guidance.needs_text_prediction, caches.guidance
+                unet, attention, scaled, here[index], conditions, settings, guidance.needs_text_prediction, tensors
             )
             masks = new if updates else masks
-        alpha_bar = scheduler.alphas_cumprod[timestep.long().cpu()]
-        positive = conditions.reference(latents, alpha_bar, masks)
-        negative = conditions.negative_reference(latents, alpha_bar, masks) if guidance.needs_negative else None
-        without, full = generation_pass(
-            unet, attention, scaled, timestep, conditions, (negative, positive), masks, caches
-        )
-        prediction = guidance.combine(without, text, full)
+        positive = conditions.reference(latents, alphas[index], masks)
+        negative = None
+        if guidance.negative_at(index / len(host)):
+            negative = conditions.negative_reference(latents, alphas[index], masks)
+        made = generation_pass(
+            unet, attention, scaled, here[index], conditions, (negative, positive), masks, tensors,
+            record=settings if wanted and rides else None,
+        )  # fmt: skip
+        text = made.text if text is None else text
+        prediction = guidance.combine(made.negative, text, made.full)
         latents = scheduler.step(prediction, timestep, latents, **(step_kwargs or {}), return_dict=False)[0]
-        step = Step(index, timestep, latents, masks, prediction, full, without, text)
+        step = Step(index, timestep, latents, masks, prediction, made.full, made.negative, text)
         yield step
         latents = step.latents
+        masks = made.masks if made.masks is not None and updates else masks
 
 
 def predict(unet, latents: torch.Tensor, timestep: torch.Tensor, text: Text, unet_kwargs: dict) -> torch.Tensor:
@@ -241,14 +305,22 @@ def predict(unet, latents: torch.Tensor, timestep: torch.Tensor, text: Text, une
     )[0]
 
 
-def spread_batch(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """A leading dimension of 1 expanded to `batch`."""
-    return tensor.expand(batch, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor
-
-
-def join(first: Text, second: Text) -> Text:
-    """Two texts one after the other along the batch."""
+def join(texts: list[Text]) -> Text:
+    """Texts one after the other along the batch."""
     added = None
-    if first.added is not None:
-        added = {name: torch.cat([first.added[name], second.added[name]]) for name in first.added}
-    return Text(embeds=torch.cat([first.embeds, second.embeds]), added=added)
+    if texts[0].added is not None:
+        added = {name: torch.cat([text.added[name] for text in texts]) for name in texts[0].added}
+    return Text(embeds=torch.cat([text.embeds for text in texts]), added=added)
+
+
+@contextmanager
+def lora_scaled(unet, scale: float | None) -> Iterator[None]:
+    """The U-Net's LoRAs at a scale, as its own forward sets it while it runs."""
+    if scale is None:
+        yield
+        return
+    scale_lora_layers(unet, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, scale)
