@@ -118,6 +118,7 @@ def _prepare(config: TrainConfig) -> Run:
     """Networks, optimiser, average, log and trackers of a run that has not begun."""
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else accelerate ignores torchrun's processes
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         project_dir=str(config.out),
