@@ -106,6 +106,7 @@ class StickerWorld:
         if self.settings.photograph > 0 and photographs is None:
             raise ValueError("photograph > 0 needs the folder of photographs.")
         self.backgrounds = Backgrounds(self.settings.size, self.settings.seed, self.settings.plates, photographs)
+        self._recent: dict[Identity, Image.Image] = {}
         # References of the pictures' size are drawn on the same cached plates.
         same = self.settings.reference_size == self.settings.size
         small = Backgrounds(self.settings.reference_size, self.settings.seed, self.settings.plates)
@@ -204,7 +205,7 @@ class StickerWorld:
             canvas = self.backdrops.background(rng.choice(settings.scenes), rng)
         cutout = self.cutouts.load(identity.word, identity.cutout)
         transform = matrix(cutout, identity.proportions, own, settings.reference_size)
-        paste(canvas, Image.fromarray(paint(cutout, identity)), transform)
+        paste(canvas, self._painted(identity), transform)
         return np.asarray(canvas)
 
     def _poses(self, rng: random.Random, count: int) -> tuple[Pose, ...]:
@@ -245,12 +246,21 @@ class StickerWorld:
         """Draws one identity, wearing an accessory or not; returns both covers, bool (H, W)."""
         cutout = self.cutouts.load(identity.word, identity.cutout)
         transform = matrix(cutout, identity.proportions, pose, canvas.width, room)
-        alpha = paste(canvas, Image.fromarray(paint(cutout, identity)), transform)
+        alpha = paste(canvas, self._painted(identity), transform)
         cover = np.asarray(alpha) > 127
         if worn is None or rng is None:
             return cover, np.zeros_like(cover)
         sprite, placed = accessory(worn, cutout, rng)
         return cover, np.asarray(paste(canvas, sprite, transform @ placed)) > 127
+
+    def _painted(self, identity: Identity) -> Image.Image:
+        """The identity as RGBA; picture and reference of a record share one painting."""
+        if identity not in self._recent:
+            if len(self._recent) >= 8:
+                self._recent.clear()
+            cutout = self.cutouts.load(identity.word, identity.cutout)
+            self._recent[identity] = Image.fromarray(paint(cutout, identity))
+        return self._recent[identity]
 
     def _caption(self, plan: Plan, phrase: str | None) -> str:
         articles = self.cutouts.articles
