@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import platform
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -14,34 +15,36 @@ from typing import Any
 import numpy as np
 import torch
 
+from realcustom.batching import Making, Units, Watch, batches
 from realcustom.bundled import locate
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.loading import load_pipeline
 from realcustom.references import Reference, open_request, request_record
-from realcustom.types import Progress, Request, Result, Subject
+from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
 
 
-class Cancelled(Exception):
-    """A run was stopped between two steps because its caller asked for it."""
-
-
 class Engine:
-    """A loaded model that answers requests, one at a time.
+    """A loaded model that answers requests, from any thread.
 
     Attributes:
         pipeline: a RealCustomPipeline or RealCustomXLPipeline.
         source: {"model": name, folder or hub id, "adapter": folder or hub id or None}, as recorded in every image.
-        batch_size: how many images of a request are made at once. It changes memory and speed; an image differs by
-            rounding at most, and not at all with 1, the default on a CPU, where larger batches are hardly faster.
+        batch_size: how many images are made at once. It changes memory and speed; an image differs by rounding at
+            most, and not at all with 1, the default on a CPU, where larger batches are hardly faster.
     """
 
     def __init__(self, pipeline, source: Mapping[str, Any] | None = None, batch_size: int | None = None):
         self.pipeline = pipeline
         self.source = dict(source or {"model": None, "adapter": None})
         self.batch_size = batch_size or (1 if pipeline.device.type == "cpu" else 4)
-        self._lock = threading.Lock()
+        # Reentrant: a preview is decoded from within the run that it shows.
+        self._lock = threading.RLock()
+        # Tokenizers of their own, because one that is in use by a run cannot be asked by another thread.
+        tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
+        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+        self._tokenizing = threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -106,27 +109,72 @@ class Engine:
             ValueError: see `resolve`.
             Cancelled: `cancelled` said True; nothing is kept.
         """
-        request = self.resolve(request)
-        images: list = []
-        masks: dict[str, list[np.ndarray]] = {word: [] for word in request.subjects}
-        for seeds in _batches(request, self.batch_size):
-            watch = _Watch(request, len(images), len(seeds), progress, cancelled)
+
+        def told(_: int, now: Progress) -> None:
+            progress(now)
+
+        (result,) = self.run_many([request], progress and told, cancelled and (lambda _: cancelled()))
+        if isinstance(result, Cancelled):
+            raise result
+        return result
+
+    def run_many(
+        self,
+        requests: Sequence[Request],
+        progress: Callable[[int, Progress], None] | None = None,
+        cancelled: Callable[[int], bool] | None = None,
+    ) -> list[Result | Cancelled]:
+        """Make the images of several requests, as many together as `batch_size` and their settings allow.
+
+        An image is the same as if its request ran alone (see `batch_size`).
+
+        Args:
+            requests: what to make.
+            progress: called with a request's index and how far it is, after every step, in the calling thread.
+            cancelled: asked with a request's index after every step; a run ends once all of its requests are.
+
+        Returns:
+            for every request its result, or `Cancelled`.
+
+        Raises:
+            ValueError: see `resolve`; nothing is made then.
+        """
+        requests = [self.resolve(request) for request in requests]
+        making = [Making(request) for request in requests]
+        stopped: set[int] = set()
+        for units in batches(requests, self.batch_size, self.together):
+            units = [unit for unit in units if unit[0] not in stopped]
+            if units:
+                self._run_batch(units, making, stopped, progress, cancelled)
+        return [
+            Cancelled("The run was cancelled.") if index in stopped else entry.result(self._metadata)
+            for index, entry in enumerate(making)
+        ]
+
+    def together(self, request: Request) -> tuple:
+        """What requests must have in common to be made in one batch, hashable."""
+        own = (request.height, request.width, request.steps, request.guidance_scale, request.image_guidance_scale)
+        # SDXL reads no negative prompt as zeros, which is not how it reads an empty one.
+        key = (*own, request.mask_scope, len(request.subjects), request.negative_prompt is None)
+        scoring = getattr(getattr(self.pipeline, "adapter", None), "scoring", None) is not None
+        # A scoring module reads the latents of its own batch, so its requests run by themselves.
+        return (*key, id(request)) if scoring and request.subjects else key
+
+    def _run_batch(self, units: Units, making: list[Making], stopped: set[int], progress, cancelled) -> None:
+        watch = Watch(units, making, stopped, progress, cancelled)
+        scope = making[units[0][0]].request.mask_scope
+        try:
             with self._lock:
                 output = self.pipeline(
-                    **_call(request, seeds),
-                    mask=replace(self.pipeline.default_mask, scope=request.mask_scope),
+                    **_call([(making[index].request, seed) for index, seed in units]),
+                    mask=replace(self.pipeline.default_mask, scope=scope),
                     callback_on_step_end=watch,
                     callback_on_step_end_tensor_inputs=["latents", "masks"],
                 )
-            images += output.images
-            for word, steps in (output.masks or {}).items():
-                masks[word].append(np.asarray(steps.detach().float().cpu()))
-        return Result(
-            images=tuple(images),
-            masks={word: np.concatenate(parts, axis=1) for word, parts in masks.items() if parts},
-            metadata=tuple(self._metadata(request.image_request(index)) for index in range(len(images))),
-            request=request,
-        )
+        except Cancelled:
+            return
+        for row, (index, _) in enumerate(units):
+            making[index].add(output.images[row], _masks_of(output.masks, row))
 
     def preview(self, latents: torch.Tensor) -> list:
         """PIL images of latents (b, c, h, w) under way: early steps are noise, later ones nearly the result."""
@@ -151,13 +199,13 @@ class Engine:
             )
 
     def _check_prompt(self, request: Request) -> None:
-        tokenizers = [self.pipeline.tokenizer, getattr(self.pipeline, "tokenizer_2", None)]
-        tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
-        prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
-        if request.negative_prompt is not None:
-            for tokenizer in tokenizers:
-                self.pipeline.texts_for(request.negative_prompt, tokenizer)
-        positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
+        tokenizers = self._tokenizers
+        with self._tokenizing:
+            prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
+            if request.negative_prompt is not None:
+                for tokenizer in tokenizers:
+                    self.pipeline.texts_for(request.negative_prompt, tokenizer)
+            positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
         check_disjoint(positions, request.prompt)
 
     def _metadata(self, request: Request) -> dict[str, Any]:
@@ -175,58 +223,30 @@ class Engine:
         }
 
 
-class _Watch:
-    """The pipeline's step callback: reports progress and stops a cancelled run."""
-
-    def __init__(self, request: Request, done: int, batch: int, progress: Callable | None, cancelled: Callable | None):
-        self.request, self.done, self.batch = request, done, batch
-        self.progress, self.cancelled = progress, cancelled
-
-    def __call__(self, pipeline, step: int, timestep, tensors: dict) -> dict:
-        if self.progress is not None:
-            # Steps count image by image, so that the batch size does not show.
-            each = self.request.steps
-            self.progress(
-                Progress(
-                    step=self.done * each + (step + 1) * self.batch,
-                    steps=self.request.num_images * each,
-                    image=self.done,
-                    images=self.request.num_images,
-                    latents=tensors.get("latents"),
-                    masks=self._named(tensors.get("masks")),
-                )
-            )
-        if self.cancelled is not None and self.cancelled():
-            raise Cancelled("The run was cancelled.")
-        return {}
-
-    def _named(self, masks) -> dict[str, Any] | None:
-        if masks is None:
-            return None
-        return {word: masks[:, index] for index, word in enumerate(self.request.subjects)}
+def _masks_of(masks: Any, row: int) -> dict[str, np.ndarray]:
+    """The masks (steps, 1, h, w) by word of one image of a batch."""
+    own = masks[row] if isinstance(masks, list) else {word: maps[:, row : row + 1] for word, maps in masks.items()}
+    return {word: np.asarray(maps.detach().float().cpu()) for word, maps in (own or {}).items()}
 
 
-def _batches(request: Request, size: int) -> Iterator[list[int]]:
-    """The seeds of each batch: image i has seed + i."""
-    seeds = [request.image_seed(index) for index in range(request.num_images)]
-    for start in range(0, len(seeds), size):
-        yield seeds[start : start + size]
-
-
-def _call(request: Request, seeds: list[int]) -> dict[str, Any]:
-    """A resolved request as the pipeline's arguments. Each image has a generator of its own, on the CPU, so that
-    neither batch nor device changes its noise."""
+def _call(rows: list[tuple[Request, int]]) -> dict[str, Any]:
+    """Resolved requests, each with the seed of one image, as the pipeline's arguments. Each image has a generator of
+    its own, on the CPU, so that neither batch nor device changes its noise."""
+    first = rows[0][0]
+    alone = all(request is first for request, _ in rows)
+    subjects = [{word: _plain(subject) for word, subject in request.subjects.items()} for request, _ in rows]
+    negatives = [request.negative_prompt for request, _ in rows]
     return {
-        "prompt": request.prompt,
-        "subjects": {word: _plain(subject) for word, subject in request.subjects.items()},
-        "negative_prompt": request.negative_prompt,
-        "height": request.height,
-        "width": request.width,
-        "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance_scale,
-        "image_guidance_scale": request.image_guidance_scale,
-        "num_images_per_prompt": len(seeds),
-        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        "prompt": first.prompt if alone else [request.prompt for request, _ in rows],
+        "subjects": subjects[0] if alone or not first.subjects else subjects,
+        "negative_prompt": negatives[0] if alone or negatives[0] is None else negatives,
+        "height": first.height,
+        "width": first.width,
+        "num_inference_steps": first.steps,
+        "guidance_scale": first.guidance_scale,
+        "image_guidance_scale": first.image_guidance_scale,
+        "num_images_per_prompt": len(rows) if alone else 1,
+        "generator": [torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
         "output_type": "pil",
     }
 

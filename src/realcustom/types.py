@@ -192,6 +192,10 @@ class Progress:
     masks: Mapping[str, Any] | None = None
 
 
+class Cancelled(Exception):
+    """A run was stopped between two steps because its caller asked for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a request made.

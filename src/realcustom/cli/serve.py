@@ -1,0 +1,76 @@
+"""`realcustom serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but this machine needs --token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a folder in diffusers' layout, or a hub id.")
+    ] = "miniature",
+    adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images made together; 1 on a CPU, 4 elsewhere.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="REALCUSTOM_TOKEN", help="Secret that every request must bring.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of images, generations and characters.")] = Path("outputs/serve"),
+    queue: Annotated[int, typer.Option(min=1, help="Generations that may wait; one more is refused.")] = 32,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds a generation may take.")] = 600.0,
+    max_upload: Annotated[float, typer.Option(min=0.01, help="MiB of one request.")] = 32.0,
+    max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels (2^20) of one picture.")] = 32.0,
+) -> None:
+    """Open the studio and the REST interface: http://127.0.0.1:7860 and /v1."""
+    from realcustom.cli.console import load_engine, quiet
+    from realcustom.serving.guard import is_loopback
+    from realcustom.serving.limits import Limits
+
+    if not is_loopback(host) and not token:
+        raise ValueError(f"Other machines can reach {host}: choose a secret with --token, or listen on 127.0.0.1.")
+    if token is not None and len(token) < 8:
+        raise ValueError("The token must have at least 8 characters.")
+    listener = _listen(host, port)
+    limits = Limits(
+        queue=queue, seconds=time_limit, upload_bytes=round(max_upload * 2**20), pixels=round(max_pixels * 2**20)
+    )
+    quiet()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import uvicorn
+
+        from realcustom.serving.app import create_app
+    except ImportError as error:
+        raise ValueError(f"Serving needs more packages ({error.name}): pip install 'realcustom[serve]'.") from error
+    from realcustom.serving.service import Service
+
+    engine = load_engine(model, adapter, device, dtype)
+    engine.batch_size = batch_size or engine.batch_size
+    app = create_app(Service(engine, data, limits, name=model), token)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int):
+    """A listening socket, before a model is loaded; ValueError if the address cannot be had."""
+    import socket
+
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=512)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"The address {host}:{port} cannot be used: {reason}.") from error

@@ -1,0 +1,1 @@
+"""The studio and the REST interface: two doors on one service."""

@@ -1,0 +1,108 @@
+"""The server: REST interface and studio on one service, behind one guard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException as PlainHTTPException
+
+import realcustom
+from realcustom.serving.blobs import NotHere
+from realcustom.serving.guard import Guard
+from realcustom.serving.limits import Busy, TooLarge
+from realcustom.serving.rest import router
+from realcustom.serving.service import Service
+
+LONGEST = 600  # characters of a sentence; a user's own input may be quoted in it
+
+
+def create_app(service: Service, token: str | None = None, studio: bool = True) -> FastAPI:
+    """The whole server as an ASGI application; it starts and stops the service with itself.
+
+    Args:
+        service: what answers.
+        token: what every request must bring; None where only this machine can reach the server.
+        studio: False leaves the web page out.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    # The documentation page of FastAPI loads its scripts from elsewhere; the document itself is ours.
+    app = FastAPI(
+        title="realcustom",
+        version=realcustom.__version__,
+        description="Images of your own subject through a real word of the prompt.",
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_problems(app)
+    app.include_router(router(service))
+    if studio:
+        app = _with_studio(app, service)
+    app.add_middleware(Guard, limits=service.limits, token=token)
+    return app
+
+
+def _with_studio(app: FastAPI, service: Service) -> FastAPI:
+    # Before gradio is imported: nothing of it may ask another machine for anything.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(service.store.folder.absolute() / "studio"))
+    import gradio
+
+    from realcustom.serving.studio import build_studio, look
+
+    return gradio.mount_gradio_app(
+        app,
+        build_studio(service),
+        path="/",
+        max_file_size=service.limits.upload_bytes,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        allowed_paths=[str(service.store.pictures.folder.absolute())],
+        **look(),
+    )
+
+
+def _add_problems(app: FastAPI) -> None:
+    """Every refusal is {"detail": one sentence}."""
+
+    @app.exception_handler(PlainHTTPException)
+    async def refused(_: Request, error: HTTPException):
+        return _problem(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError):
+        first = error.errors()[0]
+        return _problem(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}.")
+
+    @app.exception_handler(NotHere)
+    async def absent(_: Request, error: NotHere):
+        return _problem(404, str(error))
+
+    @app.exception_handler(TooLarge)
+    async def large(_: Request, error: TooLarge):
+        return _problem(413, str(error))
+
+    @app.exception_handler(Busy)
+    async def busy(_: Request, error: Busy):
+        return _problem(429, str(error), {"retry-after": str(error.retry_after)})
+
+
+def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    # ASCII, because a quoted input may hold what is no valid text.
+    content = json.dumps({"detail": sentence[:LONGEST]})
+    return Response(content, status, media_type="application/json", headers=headers)

@@ -1,0 +1,77 @@
+"""Files by what they hold: written whole or not at all, never changed, found by the SHA-256 of their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+ID = re.compile(r"[0-9a-f]{64}")
+
+
+class NotHere(LookupError):
+    """There is nothing under a name; says so in one sentence."""
+
+
+class Blobs:
+    """A folder of files FOLDER/ab/abcd....SUFFIX."""
+
+    def __init__(self, folder: Path, suffix: str, what: str):
+        self.folder = Path(folder)
+        self.suffix = suffix
+        self.what = what
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Keep `data`; returns its id. On disk, and found again after a crash, when this returns."""
+        name = hashlib.sha256(data).hexdigest()
+        path = self._path(name)
+        if path.is_file():
+            return name
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+        return name
+
+    def path(self, name: str) -> Path:
+        """The file of an id; `NotHere` for anything else, so that no name ever leads out of the folder."""
+        if not isinstance(name, str) or not ID.fullmatch(name) or not self._path(name).is_file():
+            raise NotHere(f'There is no {self.what} "{str(name)[:80]}".')
+        return self._path(name)
+
+    def get(self, name: str) -> bytes:
+        """The bytes of an id; `NotHere` if there is none."""
+        return self.path(name).read_bytes()
+
+    def remove(self, name: str) -> None:
+        """Forget an id; nothing happens where there is none."""
+        if ID.fullmatch(name):
+            self._path(name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in self.folder.glob("*/.*.part"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}{self.suffix}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """A renamed file survives a power cut only once its folder is on disk too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,69 @@
+"""How much a server takes: bytes, pixels, queue, seconds."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from realcustom.types import whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds of a server.
+
+    queue: generations that may wait; one more is refused until there is room again.
+    seconds: how long a generation may run before it is stopped.
+    upload_bytes: of one HTTP request, whatever it holds.
+    pixels: of one uploaded picture.
+    pictures: reference pictures of one generation.
+    images: images that one generation may ask for.
+    """
+
+    queue: int = 32
+    seconds: float = 600.0
+    upload_bytes: int = 32 * 2**20
+    pixels: int = 32 * 2**20
+    pictures: int = 16
+    images: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "upload_bytes", "pixels", "pictures", "images"):
+            whole(f"The limit {name}", getattr(self, name), 1, 2**40)
+        if not self.seconds > 0:
+            raise ValueError(f"The limit seconds must be above 0, not {self.seconds}.")
+
+
+class TooLarge(ValueError):
+    """Something has more bytes or pixels than the server takes."""
+
+
+class Busy(RuntimeError):
+    """The queue is full; there may be room again in `retry_after` seconds."""
+
+    def __init__(self, waiting: int, retry_after: int):
+        super().__init__(f"The queue is full ({waiting} generations wait); try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+def check_pixels(data: bytes, limits: Limits) -> None:
+    """TooLarge where the header of a picture announces more pixels than allowed; nothing is decoded.
+
+    What cannot be read at all passes: `open_image` has the sentence for it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        raise TooLarge(f"The picture has more than {limits.pixels / 2**20:g} megapixels, the most here.") from None
+    except Exception:  # broken headers raise many types
+        return
+    if width * height > limits.pixels:
+        raise TooLarge(
+            f"The picture is {width} x {height} pixels, more than the {limits.pixels / 2**20:g} megapixels taken here."
+        )

@@ -1,0 +1,232 @@
+"""Generations and characters in a server's store."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from realcustom.characters import Character, checked_name
+from realcustom.serving.blobs import NotHere
+from realcustom.serving.store import Store
+
+QUEUED, RUNNING, DONE = "queued", "running", "done"
+FAILED, CANCELLED, INTERRUPTED = "failed", "cancelled", "interrupted"
+STATES = (QUEUED, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED)
+UNFINISHED = (QUEUED, RUNNING)
+MAX_ATTEMPTS = 3  # a generation that was under way at as many crashes may well be their cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One generation.
+
+    id: 32 hex digits.
+    state: one of `STATES`.
+    asked: the settings as they were given, characters still by name.
+    request: the settings as they are run, all pictures by id.
+    error: a sentence, where it failed, was cancelled or was interrupted.
+    images: ids of the finished images.
+    masks: id of the guidance masks, or None.
+    attempts: how often it was begun.
+    created, started, finished: seconds since 1970, or None.
+    """
+
+    number: int
+    id: str
+    state: str
+    asked: dict[str, Any]
+    request: dict[str, Any]
+    error: str | None
+    images: tuple[str, ...]
+    masks: str | None
+    attempts: int
+    created: float
+    started: float | None
+    finished: float | None
+
+    @property
+    def finished_well(self) -> bool:
+        return self.state == DONE
+
+
+class Jobs:
+    """The generations of a store."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> Job:
+        """A new generation, waiting."""
+        name = secrets.token_hex(16)
+        values = (name, QUEUED, json.dumps(asked), json.dumps(request), time.time())
+        with self.store.transaction() as database:
+            database.execute("INSERT INTO jobs (id, state, asked, request, created) VALUES (?, ?, ?, ?, ?)", values)
+        return self.get(name)
+
+    def get(self, name: str) -> Job:
+        """The generation of an id; `NotHere` if there is none."""
+        found = self.store.rows("SELECT * FROM jobs WHERE id = ?", str(name))
+        if not found:
+            raise NotHere(f'There is no generation "{str(name)[:80]}".')
+        return _job(found[0])
+
+    def list(self, states: Sequence[str] = STATES, limit: int = 50, before: int | None = None) -> list[Job]:
+        """The newest generations in these states, older than number `before`."""
+        marks = ", ".join("?" * len(states))
+        query = f"SELECT * FROM jobs WHERE state IN ({marks}) AND number < ? ORDER BY number DESC LIMIT ?"
+        return [_job(row) for row in self.store.rows(query, *states, before or 2**62, limit)]
+
+    def begin(self, names: Iterable[str]) -> list[Job]:
+        """Mark waiting generations as running; those that wait no longer are left out."""
+        begun = []
+        for name in names:
+            with self.store.transaction() as database:
+                changed = database.execute(
+                    "UPDATE jobs SET state = ?, started = ?, attempts = attempts + 1 WHERE id = ? AND state = ?",
+                    (RUNNING, time.time(), name, QUEUED),
+                ).rowcount
+            if changed:
+                begun.append(self.get(name))
+        return begun
+
+    def finish(self, name: str, images: Sequence[str], masks: str | None) -> None:
+        """Mark as done, with what was made; all or nothing."""
+        with self.store.transaction() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, images = ?, masks = ?, finished = ?, error = NULL "
+                "WHERE id = ? AND state = ?",
+                (DONE, json.dumps(list(images)), masks, time.time(), name, RUNNING),
+            )
+
+    def end(self, name: str, state: str, error: str) -> bool:
+        """Mark an unfinished generation as failed, cancelled or interrupted; False if it was finished already."""
+        with self.store.transaction() as database:
+            changed = database.execute(
+                "UPDATE jobs SET state = ?, error = ?, finished = ? WHERE id = ? AND state IN (?, ?)",
+                (state, error, time.time(), name, *UNFINISHED),
+            ).rowcount
+        return bool(changed)
+
+    def recover(self) -> list[str]:
+        """After a restart: ids of what is to be run, oldest first. What was under way too often is interrupted."""
+        with self.store.transaction() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, error = ?, finished = ? WHERE state = ? AND attempts >= ?",
+                (
+                    INTERRUPTED,
+                    f"The server ended {MAX_ATTEMPTS} times while this ran; it is not tried again.",
+                    time.time(),
+                    RUNNING,
+                    MAX_ATTEMPTS,
+                ),
+            )
+            database.execute("UPDATE jobs SET state = ?, started = NULL WHERE state = ?", (QUEUED, RUNNING))
+        return [row["id"] for row in self.store.rows("SELECT id FROM jobs WHERE state = ? ORDER BY number", QUEUED)]
+
+    def counts(self) -> dict[str, int]:
+        """How many generations are in each state."""
+        found = {row["state"]: row["n"] for row in self.store.rows("SELECT state, count(*) n FROM jobs GROUP BY state")}
+        return {state: found.get(state, 0) for state in STATES}
+
+    def remove(self, name: str) -> None:
+        """Forget a finished generation and its masks; its images go too where nothing else uses them.
+
+        Raises:
+            NotHere: there is none.
+            ValueError: it is not finished.
+        """
+        job = self.get(name)
+        if job.state in UNFINISHED:
+            raise ValueError("A generation that waits or runs cannot be removed; cancel it first.")
+        with self.store.transaction() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (name,))
+            for image in job.images:
+                if not _used(database, image):
+                    database.execute("DELETE FROM pictures WHERE id = ?", (image,))
+                    self.store.pictures.remove(image)
+            if job.masks and not database.execute("SELECT 1 FROM jobs WHERE masks = ?", (job.masks,)).fetchone():
+                self.store.masks.remove(job.masks)
+
+
+class Cast:
+    """The characters of a store."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def list(self) -> list[Character]:
+        """All characters by name."""
+        return [_character(row) for row in self.store.rows("SELECT record FROM characters ORDER BY name")]
+
+    def find(self, name: str) -> Character | None:
+        """The character of a name, or None."""
+        found = self.store.rows("SELECT record FROM characters WHERE name = ?", str(name).lower().removeprefix("@"))
+        return _character(found[0]) if found else None
+
+    def get(self, name: str) -> Character:
+        """The character of a name; `NotHere` if there is none."""
+        found = self.find(name)
+        if found is None:
+            raise NotHere(f"There is no character @{str(name).removeprefix('@')[:80]}.")
+        return found
+
+    def save(self, character: Character, replaces: str | None = None) -> Character:
+        """Keep a new character, or put it in the place of `replaces`, whose name may change.
+
+        Raises:
+            ValueError: the name is taken.
+            NotHere: there is none to replace, or one of its pictures is not in the store.
+        """
+        for image in (*character.images, *character.faces):
+            self.store.pictures.path(image)
+        replaces = None if replaces is None else checked_name(replaces)
+        if replaces is not None:
+            self.get(replaces)
+        now, record = time.time(), json.dumps(character.to_dict())
+        try:
+            with self.store.transaction() as database:
+                if replaces is None:
+                    database.execute("INSERT INTO characters VALUES (?, ?, ?, ?)", (character.name, record, now, now))
+                else:
+                    database.execute(
+                        "UPDATE characters SET name = ?, record = ?, changed = ? WHERE name = ?",
+                        (character.name, record, now, replaces),
+                    )
+        except sqlite3.IntegrityError:
+            raise ValueError(
+                f"There is a character @{character.name} already: edit it, or choose another name."
+            ) from None
+        return character
+
+    def remove(self, name: str) -> None:
+        """Forget a character; `NotHere` if there is none."""
+        character = self.get(name)
+        with self.store.transaction() as database:
+            database.execute("DELETE FROM characters WHERE name = ?", (character.name,))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = dict(row)
+    for name in ("asked", "request"):
+        values[name] = json.loads(values[name])
+    return Job(**{**values, "images": tuple(json.loads(values["images"]))})
+
+
+def _character(row: sqlite3.Row) -> Character:
+    return Character.from_dict(json.loads(row["record"]))
+
+
+def _used(database: sqlite3.Connection, image: str) -> bool:
+    """Whether a job or a character names a picture; ids are hex digits, so a text search cannot mislead."""
+    for query in (
+        "SELECT 1 FROM jobs WHERE instr(images, ?) OR instr(request, ?)",
+        "SELECT 1 FROM characters WHERE instr(record, ?1) OR instr(record, ?2)",
+    ):
+        if database.execute(query, (image, image)).fetchone():
+            return True
+    return False

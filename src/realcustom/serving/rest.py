@@ -1,0 +1,257 @@
+"""The REST interface: /v1."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+import realcustom
+from realcustom.images import open_image
+from realcustom.metadata import read_metadata
+from realcustom.overlays import mask_image, overlay
+from realcustom.serving import schema
+from realcustom.serving.blobs import NotHere
+from realcustom.serving.events import events
+from realcustom.serving.faces import find_face
+from realcustom.serving.metrics import CONTENT_TYPE
+from realcustom.serving.reading import read_picture, read_record, refusing
+from realcustom.serving.records import STATES, UNFINISHED, Job
+from realcustom.serving.schema import body, problems
+from realcustom.serving.service import Service
+
+# A result never changes under its id; only the one browser may keep it, since it may need a token.
+FOREVER = {"cache-control": "private, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
+PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture."}}
+Id = Annotated[str, Path(max_length=200)]
+Index = Annotated[int, Path(ge=0, le=1000)]
+
+
+def router(service: Service) -> APIRouter:
+    """All of /v1 on one service."""
+    api = APIRouter(prefix="/v1")
+    _generations(api, service)
+    _results(api, service)
+    _pictures(api, service)
+    _characters(api, service)
+    _about(api, service)
+    return api
+
+
+def _generations(api: APIRouter, service: Service) -> None:
+    @api.post(
+        "/generations",
+        status_code=202,
+        response_model=schema.JobView,
+        openapi_extra=body(schema.GenerationBody, multipart=True),
+        responses=problems(400, 413, 422, 429),
+    )
+    async def create_generation(request: Request, response: Response):
+        """Queue a generation. Poll it, or watch its events, until its state is done."""
+        record = await read_record(request, service)
+        with refusing():
+            job = await run_in_threadpool(service.submit, record)
+        response.headers["location"] = f"/v1/generations/{job.id}"
+        return service.describe_job(job)
+
+    @api.get("/generations", response_model=schema.JobList, responses=problems(422))
+    def list_generations(
+        state: Annotated[str | None, Query(description=f"One of {', '.join(STATES)}.")] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+    ):
+        """Generations, newest first."""
+        if state is not None and state not in STATES:
+            raise HTTPException(422, f"There is no state {state[:40]!r}; there are {', '.join(STATES)}.")
+        jobs = service.jobs.list((state,) if state else STATES, limit, before)
+        older = jobs[-1].number if len(jobs) == limit else None
+        return {"generations": [service.describe_job(job) for job in jobs], "before": older}
+
+    @api.get("/generations/{id}", response_model=schema.JobView, responses=problems(404))
+    def get_generation(id: Id):
+        """How far a generation is, and what it made."""
+        return service.describe_job(service.jobs.get(id))
+
+    @api.get(
+        "/generations/{id}/events",
+        response_class=StreamingResponse,
+        responses={
+            200: {"content": {"text/event-stream": {}}, "description": "progress and end events"},
+            **problems(404),
+        },
+    )
+    def watch_generation(id: Id):
+        """Server-sent events: "progress" with step, steps, a preview and the masks as data: URLs; at last "end"."""
+        service.jobs.get(id)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(events(service, id), media_type="text/event-stream", headers=headers)
+
+    @api.post("/generations/{id}/cancel", response_model=schema.JobView, responses=problems(404))
+    def cancel_generation(id: Id):
+        """Stop a generation after the step it is at; a finished one stays as it is."""
+        return service.describe_job(service.runner.cancel(id))
+
+    @api.delete("/generations/{id}", status_code=204, responses=problems(404, 409))
+    def remove_generation(id: Id):
+        """Forget a finished generation, and its images where nothing else uses them."""
+        if service.jobs.get(id).state in UNFINISHED:
+            raise HTTPException(409, "A generation that waits or runs cannot be removed; cancel it first.")
+        service.jobs.remove(id)
+
+
+def _results(api: APIRouter, service: Service) -> None:
+    @api.get("/generations/{id}/images/{index}", response_class=FileResponse, responses={**PNG, **problems(404, 409)})
+    def get_image(id: Id, index: Index):
+        """A finished image: PNG, with everything needed to make it again in its text chunk."""
+        return _file(service, _image(service, id, index))
+
+    @api.get("/generations/{id}/images/{index}/metadata", responses=problems(404, 409))
+    def get_metadata(id: Id, index: Index) -> dict[str, Any]:
+        """The settings of one image: its request, model, device and versions."""
+        return read_metadata(service.store.pictures.path(_image(service, id, index)))
+
+    @api.get(
+        "/generations/{id}/images/{index}/masks/{word}",
+        response_class=Response,
+        responses={**PNG, **problems(404, 409)},
+    )
+    def get_mask(
+        id: Id,
+        index: Index,
+        word: Annotated[str, Path(max_length=2000)],
+        step: Annotated[int | None, Query(ge=0, le=1000, description="The last step by default.")] = None,
+        over: Annotated[bool, Query(description="Laid over the image instead of grey.")] = False,
+    ):
+        """The guidance mask of a word, white where the reference acts, at the size of the image."""
+        job = _done(service, id)
+        masks = service.store.read_masks(job.masks) if job.masks else {}
+        steps = masks.get(word)
+        if steps is None or index >= steps.shape[1] or (step is not None and step >= steps.shape[0]):
+            raise NotHere("There is no such mask.")
+        image = open_image(service.store.pictures.get(job.images[index]))
+        mask = steps[-1 if step is None else step, index]
+        picture = overlay(image, mask) if over else mask_image(mask, image.size)
+        stream = io.BytesIO()
+        picture.save(stream, format="PNG")
+        return Response(stream.getvalue(), media_type="image/png", headers=FOREVER)
+
+
+def _pictures(api: APIRouter, service: Service) -> None:
+    upload = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+    upload["multipart/form-data"] = {
+        "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+    }
+
+    @api.post(
+        "/images",
+        status_code=201,
+        response_model=schema.PictureView,
+        openapi_extra={"requestBody": {"required": True, "content": upload}},
+        responses=problems(400, 413, 422),
+    )
+    async def upload_image(request: Request):
+        """Upload a picture, as the body or as a multipart file; its id can be given wherever a picture is taken."""
+        data = await read_picture(request)
+        with refusing():
+            return await run_in_threadpool(service.store.add_upload, data, service.limits)
+
+    @api.get("/images/{id}", response_class=FileResponse, responses={**PNG, **problems(404)})
+    def get_picture(id: Id):
+        """A picture by its id: an upload as plain RGB, or a result."""
+        return _file(service, id)
+
+    @api.get("/images/{id}/face", response_model=schema.FaceView, responses=problems(404, 422))
+    def get_face(id: Id):
+        """Where the largest face of a picture is."""
+        image = open_image(service.store.pictures.get(id))
+        with refusing():
+            box = find_face(image)
+        return {"box": box and list(box)}
+
+
+def _characters(api: APIRouter, service: Service) -> None:
+    wanted = body(schema.CharacterBody, multipart=True)
+
+    @api.get("/characters", response_model=schema.CharacterList)
+    def list_characters():
+        """All characters by name."""
+        return {"characters": [character.to_dict() for character in service.cast.list()]}
+
+    @api.post(
+        "/characters",
+        status_code=201,
+        response_model=schema.CharacterBody,
+        openapi_extra=wanted,
+        responses=problems(400, 413, 422),
+    )
+    async def create_character(request: Request):
+        """Save a subject under a name; a prompt then uses it as @name."""
+        record = await read_record(request, service)
+        with refusing():
+            return (await run_in_threadpool(service.save_character, record)).to_dict()
+
+    @api.get("/characters/{name}", response_model=schema.CharacterBody, responses=problems(404))
+    def get_character(name: Id):
+        """One character."""
+        return service.cast.get(name).to_dict()
+
+    @api.put(
+        "/characters/{name}",
+        response_model=schema.CharacterBody,
+        openapi_extra=wanted,
+        responses=problems(400, 404, 413, 422),
+    )
+    async def change_character(name: Id, request: Request):
+        """Put another record in the place of a character; its name may change."""
+        service.cast.get(name)
+        record = await read_record(request, service)
+        with refusing():
+            return (await run_in_threadpool(service.save_character, record, name)).to_dict()
+
+    @api.delete("/characters/{name}", status_code=204, responses=problems(404))
+    def remove_character(name: Id):
+        """Forget a character; images made with it stay."""
+        service.cast.remove(name)
+
+
+def _about(api: APIRouter, service: Service) -> None:
+    @api.get("/models", response_model=schema.ModelList)
+    def list_models():
+        """The model that is served, with its size and defaults."""
+        return {"models": [{"name": service.name, **service.engine.describe()}]}
+
+    @api.get("/health", response_model=schema.Health)
+    def health():
+        """Answers as soon as generations can be taken."""
+        return {"status": "ok", "version": realcustom.__version__, "queued": service.runner.waiting}
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    def metrics():
+        """Counters for Prometheus."""
+        return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+
+
+def _file(service: Service, name: str) -> FileResponse:
+    path = service.store.pictures.path(name)
+    return FileResponse(
+        path, media_type="image/png", filename=f"{name[:16]}.png", headers=FOREVER, content_disposition_type="inline"
+    )
+
+
+def _done(service: Service, name: str) -> Job:
+    job = service.jobs.get(name)
+    if not job.finished_well:
+        raise HTTPException(
+            409, f"This generation is {job.state}; it has no images" + (" yet." if job.state in UNFINISHED else ".")
+        )
+    return job
+
+
+def _image(service: Service, name: str, index: int) -> str:
+    images = _done(service, name).images
+    if index >= len(images):
+        raise NotHere(f"This generation has {len(images)} images; there is no image {index}.")
+    return images[index]

@@ -1,0 +1,231 @@
+"""The queue: waiting generations to finished ones, a bounded number, each within its time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from realcustom.references import request_record
+from realcustom.serving.limits import Busy, Limits
+from realcustom.serving.live import Live
+from realcustom.serving.metrics import Metrics
+from realcustom.serving.records import CANCELLED, DONE, FAILED, Job, Jobs
+from realcustom.types import Cancelled, Request, Result
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SECONDS = 0.4  # between two previews, so that watching costs little of the time of making
+
+
+class Runner:
+    """Threads that take generations from the queue, as many together as the engine makes in one batch.
+
+    Args:
+        engine: has `run_many`, `together`, `preview` and `batch_size` as `realcustom.engine.Engine`; `workers`, where
+            it has one, is how many batches it makes at the same time.
+        jobs: where generations are kept.
+        open_job: a job's settings as a request with opened pictures.
+        limits, metrics: of the server.
+    """
+
+    def __init__(
+        self, engine, jobs: Jobs, open_job: Callable[[Mapping[str, Any]], Request], limits: Limits, metrics: Metrics
+    ):
+        self.engine, self.jobs, self.open_job = engine, jobs, open_job
+        self.limits, self.metrics = limits, metrics
+        self._waiting: deque[str] = deque()
+        self._live: OrderedDict[str, Live] = OrderedDict()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._seconds = 2.0  # running mean of what one generation takes
+        self._threads = [
+            threading.Thread(target=self._work, name=f"generate-{index}", daemon=True)
+            for index in range(getattr(engine, "workers", 1))
+        ]
+
+    def start(self) -> None:
+        """Take up what an earlier server left, then whatever comes."""
+        with self._changed:
+            for name in self.jobs.recover():
+                self._waiting.append(name)
+                self._live[name] = Live()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """End the threads at the next step; what waits or runs is taken up at the next start."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(seconds)
+
+    @property
+    def waiting(self) -> int:
+        """Generations in the queue."""
+        return len(self._waiting)
+
+    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> Job:
+        """Queue a generation whose settings are known to be right.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        with self._changed:
+            if len(self._waiting) >= self.limits.queue:
+                self.metrics.count("rejected")
+                pace = self._seconds / (len(self._threads) * self.engine.batch_size)
+                raise Busy(len(self._waiting), min(3600, max(1, math.ceil(pace * len(self._waiting) / 2))))
+            job = self.jobs.add(asked, request)
+            self._live[job.id] = Live()
+            self._waiting.append(job.id)
+            self._changed.notify()
+        self.metrics.count("accepted")
+        return job
+
+    def live(self, name: str) -> Live | None:
+        """How far an unfinished generation is; None once it is finished."""
+        return self._live.get(name)
+
+    def position(self, name: str) -> int | None:
+        """How many generations wait before this one; None when it does not wait."""
+        with self._changed:
+            return self._waiting.index(name) if name in self._waiting else None
+
+    def cancel(self, name: str) -> Job:
+        """Stop a generation: at once while it waits, after its step while it runs. Finished ones stay as they are.
+
+        Raises:
+            NotHere: there is none.
+        """
+        self.jobs.get(name)
+        with self._changed:
+            live = self._live.get(name)
+            if live is not None:
+                live.stop("It was cancelled.")
+            if name in self._waiting:
+                self._waiting.remove(name)
+                self._end(name, CANCELLED, "It was cancelled.")
+        return self.jobs.get(name)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopping:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                names = [self._waiting.popleft()]
+            try:
+                self._run(names[0])
+            except Exception:
+                log.exception("generation %s", names[0])
+                self._end(names[0], FAILED, "This failed unexpectedly; the server's log says where.")
+
+    def _run(self, name: str) -> None:
+        """One generation, and with it those waiting ones that fit into its batch."""
+        first = self._open(name)
+        if first is None:
+            return
+        group = {name: first} | self._companions(first)
+        begun = [job.id for job in self.jobs.begin(group)]
+        for job in begun:
+            self._live[job].begin(self.limits.seconds)
+        start = time.monotonic()
+        results = self._results(begun, [group[job] for job in begun])
+        for job, result in zip(begun, results, strict=True):
+            self._keep(job, result)
+        took = time.monotonic() - start
+        self.metrics.observe(took, sum(isinstance(result, Result) for result in results))
+        self._seconds += 0.2 * (took - self._seconds)
+
+    def _companions(self, first: Request) -> dict[str, Request]:
+        """Waiting generations for the rest of the first one's batch, taken from the queue in their order."""
+        room, found = self.engine.batch_size - first.num_images, {}
+        key = self.engine.together(first)
+        for name in list(self._waiting) if room > 0 else ():
+            request = self._open(name)
+            if request is None or request.num_images > room or self.engine.together(request) != key:
+                continue
+            with self._changed:
+                if name not in self._waiting:
+                    continue
+                self._waiting.remove(name)
+            found[name] = request
+            room -= request.num_images
+            if room == 0:
+                break
+        return found
+
+    def _open(self, name: str) -> Request | None:
+        """The request of a generation; what cannot be opened any more has failed."""
+        try:
+            return self.engine.resolve(self.open_job(self.jobs.get(name).request))
+        except (ValueError, LookupError, OSError) as error:
+            with self._changed:
+                if name in self._waiting:
+                    self._waiting.remove(name)
+            self._end(name, FAILED, str(error))
+            return None
+
+    def _results(self, names: list[str], requests: list[Request]) -> list[Result | Exception]:
+        def told(index: int, progress) -> None:
+            self._live[names[index]].report(progress, self.engine.preview, PREVIEW_SECONDS)
+
+        def stopped(index: int) -> bool:
+            return self._stopping or self._live[names[index]].must_stop()
+
+        try:
+            return self.engine.run_many(requests, progress=told, cancelled=stopped)
+        except Exception as error:  # whatever a model may raise ends these generations, not the server
+            log.exception("generations %s", names)
+            return [error] * len(names)
+
+    def _keep(self, name: str, result: Result | Exception) -> None:
+        if isinstance(result, Result):
+            store = self.jobs.store
+            images = [store.add_picture(*pair)["id"] for pair in zip(result.images, result.metadata, strict=True)]
+            self.jobs.finish(name, images, store.add_masks(result.masks) if result.masks else None)
+            self.metrics.count(DONE)
+            self._forget(name)
+        elif isinstance(result, Cancelled):
+            reason = self._live[name].reason
+            # Without a reason the server is ending: the generation stays unfinished, and the next server runs it.
+            if reason is not None:
+                self._end(name, CANCELLED if self._live[name].by_user else FAILED, reason)
+        else:
+            self._end(name, FAILED, _sentence(result))
+
+    def _end(self, name: str, state: str, error: str) -> None:
+        if self.jobs.end(name, state, error):
+            self.metrics.count(state)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        live = self._live.pop(name, None)
+        if live is not None:
+            live.finish()
+
+
+def stored_request(request: Request) -> dict[str, Any]:
+    """A request with opened pictures as a job keeps it: every picture by its id."""
+    record = request_record(request)
+    for subject in record["subjects"].values():
+        subject["images"] = [image["path"].removesuffix(".png") for image in subject["images"]]
+        if isinstance(subject["region"], dict):
+            subject["region"] = subject["region"]["path"].removesuffix(".png")
+    return record
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "There is not enough memory for this: choose a smaller size or fewer images."
+    return "This failed unexpectedly; the server's log says where."

@@ -1,0 +1,172 @@
+"""What travels over HTTP, for the OpenAPI document. Requests are checked by `realcustom.types`, not by these models,
+so that this door refuses with the same sentences as all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS
+
+PICTURE = "id of an uploaded picture, a data: URL, or in multipart the name of a part that holds the file"
+
+
+class SubjectBody(BaseModel):
+    """What one word of the prompt stands for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: str | list[str] = Field(description=f"One or more references: {PICTURE}.")
+    strength: float = Field(1.0, ge=0, le=2, description="How much the references act; 0 leaves the word to the text.")
+    region: list[float] | str | None = Field(
+        None, description="Box left, top, right, bottom in fractions of the image, or a mask picture; null: everywhere."
+    )
+    weights: list[float] | None = Field(None, description="How much each image counts among them, 0 to 1 each.")
+
+
+class GenerationBody(BaseModel):
+    """What to make; null or absent is the model's own default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="May mention characters as @name.",
+        examples=["a dog on the beach"],
+    )
+    subjects: dict[str, SubjectBody | str | list[str]] = Field(
+        default_factory=dict, description="Word of the prompt -> what it looks like; a picture stands for a subject."
+    )
+    negative_prompt: str | None = None
+    height: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
+    width: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i.")
+    num_images: int = Field(1, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    image_guidance_scale: float | None = Field(None, ge=0, le=100)
+    mask_scope: float | None = Field(None, gt=0, le=1, description="Share of the image that the mask keeps.")
+    describe_characters: bool = Field(False, description="Add the descriptions of mentioned characters to the prompt.")
+    model: str | None = Field(None, description="Refused unless it is the model that is served.")
+
+
+class JobView(BaseModel):
+    """A generation."""
+
+    id: str
+    state: str = Field(description="queued, running, done, failed, cancelled or interrupted.")
+    step: int = Field(description="Denoising steps done, over all images.")
+    steps: int
+    position: int | None = Field(description="How many wait before it; null when it does not wait.")
+    error: str | None
+    prompt: str = Field(description="As it is run: characters read as their words.")
+    request: dict[str, Any]
+    images: list[str] = Field(description="Paths of the finished images.")
+    image_ids: list[str] = Field(description="Their ids, usable as references.")
+    masks: list[str] = Field(description="Words that have a guidance mask.")
+    attempts: int
+    created: float
+    started: float | None
+    finished: float | None
+
+
+class JobList(BaseModel):
+    """Generations, newest first."""
+
+    generations: list[JobView]
+    before: int | None = Field(description="Give this as `before` to see older ones; null at the end.")
+
+
+class PictureView(BaseModel):
+    """A picture in the store."""
+
+    id: str
+    width: int
+    height: int
+
+
+class FaceView(BaseModel):
+    """Where a face is: left, top, right, bottom in fractions; null when none was found."""
+
+    box: list[float] | None
+
+
+class CharacterBody(BaseModel):
+    """A named subject."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="1 to 40 letters, digits, - and _.", examples=["rex"])
+    word: str = Field(description="What @name reads as.", examples=["dog"])
+    images: list[str] = Field(min_length=1, description=f"References of the whole subject: {PICTURE}.")
+    faces: list[str] = Field(default_factory=list, description="References of the face alone.")
+    description: str = ""
+    strength: float = Field(1.0, ge=0, le=2)
+    face_strength: float = Field(1.0, ge=0, le=2)
+
+
+class CharacterList(BaseModel):
+    """All characters by name."""
+
+    characters: list[CharacterBody]
+
+
+class ModelView(BaseModel):
+    """A model that is served: its own size, grid and defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+class ModelList(BaseModel):
+    """The models of this server."""
+
+    models: list[ModelView]
+
+
+class Health(BaseModel):
+    """Whether the server works."""
+
+    status: str
+    version: str
+    queued: int
+
+
+class Problem(BaseModel):
+    """What is wrong, in one sentence."""
+
+    detail: str
+
+
+def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
+    """`openapi_extra` of an endpoint that reads its body itself."""
+    reference = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    reference.pop("$defs", None)
+    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    if multipart:
+        content["multipart/form-data"] = {
+            "schema": {
+                "type": "object",
+                "properties": {"request": {"type": "string", "description": "The same as JSON text."}},
+                "additionalProperties": {"type": "string", "format": "binary"},
+                "required": ["request"],
+            }
+        }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of an endpoint for these status codes."""
+    texts = {
+        400: "The body cannot be read.",
+        401: "The token is missing or wrong.",
+        404: "There is no such thing.",
+        409: "Not in this state.",
+        413: "Too many bytes or pixels.",
+        422: "Something in the request is wrong; the sentence says what.",
+        429: "The queue is full; Retry-After says when to try again.",
+    }
+    return {code: {"model": Problem, "description": texts[code]} for code in codes}

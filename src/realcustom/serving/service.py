@@ -1,0 +1,173 @@
+"""The room behind the studio and the REST interface: the same checks, the same queue, the same sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from realcustom.characters import Character, read_record
+from realcustom.metadata import read_metadata
+from realcustom.references import Reference, check_words
+from realcustom.serving.limits import Limits
+from realcustom.serving.metrics import Metrics
+from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs
+from realcustom.serving.runner import Runner, stored_request
+from realcustom.serving.store import Store
+from realcustom.types import Request, Subject
+
+OPTIONS = ("describe_characters", "model")  # fields beside those of a request
+
+
+class Service:
+    """Everything a door needs.
+
+    Attributes:
+        engine: a `realcustom.engine.Engine`, or what behaves like it.
+        store, jobs, cast: what is kept.
+        runner: the queue.
+        limits, metrics: of this server.
+    """
+
+    def __init__(self, engine, folder: str | Path, limits: Limits | None = None, name: str = "model"):
+        self.engine = engine
+        self.name = name
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.store = Store(folder)
+        self.jobs = Jobs(self.store)
+        self.cast = Cast(self.store)
+        self.runner = Runner(engine, self.jobs, self.open_request, self.limits, self.metrics)
+
+    def start(self) -> None:
+        """Begin to work; what an earlier server left unfinished comes first."""
+        self.runner.start()
+
+    def stop(self) -> None:
+        """End at the next step, keeping the queue for the next start."""
+        self.runner.stop()
+        self.store.close()
+
+    def submit(self, fields: Mapping[str, Any]) -> Job:
+        """Queue a generation.
+
+        Args:
+            fields: a request's JSON form with pictures by id, where the prompt may mention characters;
+                `describe_characters`, which adds their descriptions to the prompt; and `model`, which must be the one
+                that is served.
+
+        Raises:
+            ValueError: in one sentence, what is wrong with it.
+            Busy: the queue is full.
+        """
+        return self.runner.add(dict(fields), stored_request(self.check(fields)))
+
+    def check(self, fields: Mapping[str, Any]) -> Request:
+        """The request that these fields ask for, with opened pictures and the model's defaults; errors as `submit`."""
+        if not isinstance(fields, Mapping):
+            raise ValueError("A request must be a record of fields.")
+        describe = fields.get("describe_characters", False)
+        if not isinstance(describe, bool):
+            raise ValueError(f"describe_characters must be true or false, not {describe!r}.")
+        if fields.get("model", self.name) != self.name:
+            raise ValueError(f'This server has the model "{self.name}", not {fields["model"]!r}.')
+        plain = {name: value for name, value in fields.items() if name not in OPTIONS}
+        request = self.engine.resolve(self.open_request(read_record(plain, self.cast.find, describe)))
+        if request.num_images > self.limits.images:
+            raise ValueError(
+                f"One generation makes at most {self.limits.images} images here, not {request.num_images}."
+            )
+        return request
+
+    def open_request(self, record: Mapping[str, Any]) -> Request:
+        """A request's JSON form with its pictures, given by id, opened.
+
+        Raises:
+            ValueError: a field is wrong, a picture is not in the store, or a word does not stand in the prompt.
+        """
+        request = Request.from_dict(record)
+        if sum(len(subject.images) for subject in request.subjects.values()) > self.limits.pictures:
+            raise ValueError(f"One generation takes at most {self.limits.pictures} reference images here.")
+        # Words before pictures, which may take long to open.
+        check_words(request)
+        subjects = {word: self._open_subject(subject) for word, subject in request.subjects.items()}
+        return Request.from_dict({**record, "subjects": subjects})
+
+    def restore(self, path: str | Path) -> dict[str, Any]:
+        """The settings stored in a PNG that was made by realcustom, as the fields of `submit`.
+
+        A reference is found again when the store has a picture that shows the same.
+
+        Raises:
+            ValueError: it carries no settings, or a reference is not in the store.
+        """
+        record = dict(read_metadata(path)["request"])
+        try:
+            subjects = {
+                word: {**subject, "images": [self._known(image, word) for image in subject["images"]]}
+                for word, subject in record["subjects"].items()
+            }
+            for word, subject in subjects.items():
+                if isinstance(subject.get("region"), Mapping):
+                    subject["region"] = self._known(subject["region"], word)
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("The settings in this picture are damaged.") from None
+        return Request.from_dict({**record, "subjects": subjects}).to_dict()
+
+    def describe_job(self, job: Job) -> dict[str, Any]:
+        """A generation as the doors show it."""
+        live = self.runner.live(job.id) if job.state in UNFINISHED else None
+        words = list(job.request["subjects"])
+        return {
+            "id": job.id,
+            "state": job.state,
+            "step": live.step if live else 0,
+            "steps": live.steps if live else 0,
+            "position": self.runner.position(job.id),
+            "error": job.error,
+            "prompt": job.request["prompt"],
+            "request": job.request,
+            "images": [f"/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
+            "image_ids": list(job.images),
+            "masks": words if job.masks else [],
+            "attempts": job.attempts,
+            "created": job.created,
+            "started": job.started,
+            "finished": job.finished,
+        }
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """What can be measured at this moment, for the metrics page."""
+        counts = self.jobs.counts()
+        gauges = {
+            "realcustom_queue_length": ("Generations that wait.", self.runner.waiting),
+            "realcustom_queue_limit": ("Generations that may wait.", self.limits.queue),
+        }
+        for state, count in counts.items():
+            gauges[f"realcustom_stored_{state}"] = (f"Generations in the store that are {state}.", count)
+        return gauges
+
+    def save_character(self, record: Mapping[str, Any], replaces: str | None = None) -> Character:
+        """Keep a character whose pictures are given by id; errors as `Cast.save`."""
+        return self.cast.save(Character.from_dict(record), replaces)
+
+    def _open_subject(self, subject: Subject) -> Subject:
+        region = subject.region
+        return Subject(
+            tuple(self._open_picture(image) for image in subject.images),
+            strength=subject.strength,
+            region=region if region is None or isinstance(region, tuple) else self._open_picture(region),
+            weights=subject.weights,
+        )
+
+    def _open_picture(self, source: Any) -> Reference:
+        try:
+            return source if isinstance(source, Reference) else self.store.reference(source)
+        except LookupError as error:
+            raise ValueError(f"{str(error).rstrip('.')}: upload it first.") from None
+
+    def _known(self, image: Mapping[str, Any], word: str) -> str:
+        found = self.store.picture_showing(str(image["sha256"]))
+        if found is None:
+            raise ValueError(f'The reference of "{word}" is not on this server: give it again.')
+        return found
