@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel
 
 from realcustom.data.vocabulary import caption_corpus
@@ -89,6 +90,10 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
         text_encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder")
     else:
         unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    if not torch.accelerator.is_available():
+        unet.set_attn_processor(
+            AttnProcessor()
+        )  # explicit products train a quarter faster on a CPU than fused attention
     source = LatentCache(cache, partial(tokenize, tokenizer), settings.count)
     prompts, empty = (torch.from_numpy(tokenize(tokenizer, texts)).long() for texts in (list(PROMPTS), [""]))
     return Parts(
