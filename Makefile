@@ -42,8 +42,12 @@ no-torchvision: install
 
 check: lint no-torchvision test
 
+# From nothing to shipped weights; interrupted, it goes on where it was. Needs the cut-outs: REALCUSTOM_SUBJECTS=FOLDER.
 miniature: install
-	$(BIN)/python recipes/miniature.py
+	$(BIN)/realcustom train miniature_autoencoder --resume
+	$(BIN)/realcustom train miniature_base --resume
+	$(BIN)/realcustom train miniature_adapter --resume
+	$(BIN)/realcustom models export --out src/realcustom/miniature/weights
 
 clean:
 	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache

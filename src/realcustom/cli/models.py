@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look at models.")
+app = typer.Typer(help="Look at models, and put trained parts together.")
 
-SMALL_VOCABULARY = 10_000  # a model with fewer tokens was trained on a closed set of words, worth listing
+KNOWS = "knows.json"  # of a model trained on a closed world: what its prompts may speak of
 
 
 @app.callback()
 def models() -> None:
-    """Look at models."""
+    """Look at models, and put trained parts together."""
 
 
 @app.command()
@@ -21,10 +23,11 @@ def show(
     model: Annotated[str, typer.Argument(help="A bundled model, a folder or a hub id.")] = "miniature",
     adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
 ) -> None:
-    """Print a model's parts, sizes and defaults, and the words a small one knows."""
+    """Print a model's parts, sizes and defaults, and of a small one the words it knows."""
     from rich.console import Console
     from rich.table import Table
 
+    from realcustom.bundled import model_folder
     from realcustom.cli.console import load_engine
 
     engine = load_engine(model, adapter, "cpu", None)
@@ -38,15 +41,37 @@ def show(
     console.print(table)
     for name, value in engine.describe().items():
         console.print(f"{name}: {value}", highlight=False)
-    words = known_words(pipe.tokenizer)
-    if words:
-        console.print(f"words: {', '.join(words)}", highlight=False)
+    for name, value in knowledge(model_folder(model)).items():
+        console.print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}", highlight=False)
 
 
-def known_words(tokenizer) -> list[str]:
-    """The whole words of a small vocabulary, sorted; none for a large one, which reads any text."""
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) > SMALL_VOCABULARY:
-        return []
-    ends = (token.removesuffix("</w>") for token in vocabulary if token.endswith("</w>"))
-    return sorted(word for word in ends if len(word) > 1 and word.isascii() and word.isalpha())
+@app.command()
+def export(
+    base: Annotated[Path, typer.Option(help="Exported folder of the base run.")] = Path("outputs/base/export"),
+    adapter: Annotated[Path, typer.Option(help="Exported folder of the adapter run.")] = Path("outputs/adapter/export"),
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("outputs/miniature"),
+) -> None:
+    """Put the miniature's trained parts together: one folder that --model takes."""
+    for folder in (base, adapter):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}: train it first.")
+    from realcustom.cli.console import quiet
+
+    quiet()
+    from realcustom.data import vocabulary
+    from realcustom.training.miniature import export_miniature
+
+    notes = {
+        "words": list(vocabulary.DEFAULT_WORDS),
+        "scenes": list(vocabulary.SCENE_PHRASES.values()),
+        "accessories": list(vocabulary.ACCESSORY_PHRASES.values()),
+        "colours": list(vocabulary.COLOURS),
+        "styles": list(vocabulary.STYLES),
+    }
+    typer.echo(export_miniature(base, adapter, out, notes))
+
+
+def knowledge(folder: str) -> dict[str, Any]:
+    """What a model of a closed world knows, by kind; empty for one that reads any text."""
+    path = Path(folder) / KNOWS
+    return json.loads(path.read_text()) if path.is_file() else {}
