@@ -39,6 +39,8 @@ def job(name: str, **fields) -> dict:
 class StubEngine:
     """Answers with pictures that tell request from request; refuses the seeds it is told to."""
 
+    batch_size = 1
+
     def __init__(self, refuses=()):
         self.refuses, self.made = refuses, []
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from realcustom.batch.jobs import Job, replace_pictures
+from realcustom.batch.jobs import Job, replace_pictures, rounds_of
 from realcustom.batch.outputs import Task, is_finished, open_picture, write_task
 from realcustom.references import Reference
 from realcustom.types import Request
@@ -28,16 +28,52 @@ class Outcome:
 
 
 def run_local(engine: Engine, tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """Make tasks in order on one engine; an outcome as each is finished.
+    """Make tasks on one engine, each after those it needs; an outcome as each is finished.
 
     A task that the engine refuses (ValueError) fails together with those that use its result; the others go on.
     """
     failed: set[str] = set()
+    for round_tasks in rounds_of(tasks):
+        for together in groups(round_tasks, engine.batch_size):
+            outcomes = [lost(task, failed) for task in together]
+            able = [task for task, outcome in zip(together, outcomes, strict=True) if outcome is None]
+            for outcome in [*filter(None, outcomes), *make(engine, able)]:
+                if outcome.error is not None:
+                    failed.add(outcome.id)
+                yield outcome
+
+
+def groups(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    """Independent tasks in groups of at most `size` images that the engine can make in one batch."""
+    alike: dict[tuple, list[Task]] = {}
     for task in tasks:
-        outcome = lost(task, failed) or make(engine, task)
-        if outcome.error is not None:
-            failed.add(task.id)
-        yield outcome
+        request = task.request
+        scales = (request.guidance_scale, request.image_guidance_scale, request.mask_scope)
+        key = (request.height, request.width, request.steps, *scales, len(request.subjects))
+        alike.setdefault(key, []).append(task)
+    for members in alike.values():
+        group: list[Task] = []
+        for task in members:
+            if group and sum(member.request.num_images for member in [*group, task]) > size:
+                yield group
+                group = []
+            group.append(task)
+        yield group
+
+
+def make(engine: Engine, tasks: Sequence[Task], again: bool = True) -> list[Outcome]:
+    """Make and write independent tasks in one go; a refusal is in the outcome. again: even if they are finished."""
+    outcomes = []
+    ready: list[tuple[Task, Request]] = []
+    for task in tasks:
+        if not again and is_finished(task):
+            outcomes.append(Outcome(task.id, task.line))
+            continue
+        try:
+            ready.append((task, replace_pictures(task.request, open_picture)))
+        except ValueError as error:
+            outcomes.append(Outcome(task.id, task.line, error=str(error)))
+    return outcomes + _make_opened(engine, ready)
 
 
 def lost(task: Task, failed: set[str]) -> Outcome | None:
@@ -55,7 +91,7 @@ def refused(engine: Engine, jobs: Iterable[Job | Task]) -> dict[int, str]:
     problems = {}
     for job in jobs:
         request = replace_pictures(replace(job.request, seed=0), lambda _: stand_in)
-        key = repr({**vars(request), "subjects": {word: vars(s) for word, s in request.subjects.items()}})
+        key = repr(request)
         if key not in known:
             known[key] = _refusal(engine, request)
         if known[key] is not None:
@@ -63,16 +99,18 @@ def refused(engine: Engine, jobs: Iterable[Job | Task]) -> dict[int, str]:
     return problems
 
 
-def make(engine: Engine, task: Task, again: bool = True) -> Outcome:
-    """Make and write one task; a refusal is in the outcome. again: make it even if it is found finished."""
-    if not again and is_finished(task):
-        return Outcome(task.id, task.line)
+def _make_opened(engine: Engine, ready: list[tuple[Task, Request]]) -> list[Outcome]:
     try:
-        request = replace_pictures(task.request, open_picture)
-        write_task(task, engine.run(request))
+        requests = [request for _, request in ready]
+        results = engine.run_many(requests) if len(ready) > 1 else [engine.run(request) for request in requests]
     except ValueError as error:
-        return Outcome(task.id, task.line, error=str(error))
-    return Outcome(task.id, task.line, images=task.request.num_images)
+        if len(ready) == 1:
+            return [Outcome(ready[0][0].id, ready[0][0].line, error=str(error))]
+        # One of them is refused; by themselves the others need not suffer for it.
+        return [outcome for one in ready for outcome in _make_opened(engine, [one])]
+    for (task, _), result in zip(ready, results, strict=True):
+        write_task(task, result)
+    return [Outcome(task.id, task.line, images=task.request.num_images) for task, _ in ready]
 
 
 def _refusal(engine: Engine, request: Request) -> str | None:

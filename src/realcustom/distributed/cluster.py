@@ -1,0 +1,80 @@
+"""Reaching a Ray cluster, and what of it one engine takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LOCAL_STORE = 256 * 2**20  # bytes of shared memory for a cluster of our own: only paths and notes travel through it
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one engine reserves of a node: CPU cores, a fraction where there are fewer than engines, and GPUs."""
+
+    cpus: float
+    gpus: float
+
+
+def import_ray():
+    """The ray module, sending no usage statistics; ValueError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError('This needs Ray: pip install "realcustom[ray]".') from error
+    return ray
+
+
+def connect(address: str | None = None) -> bool:
+    """Join a cluster, or start one on this machine that nobody else can reach.
+
+    Args:
+        address: "auto", or host:port of the head node; None starts a new local cluster, unless this process has joined
+            one already.
+
+    Returns:
+        whether a cluster was joined or started here, which `disconnect` then leaves.
+
+    Raises:
+        ValueError: Ray is not installed or there is no cluster at that address.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return False
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if address is None:
+        ray.init(
+            "local", include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=LOCAL_STORE, **quiet
+        )
+        return True
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, ValueError) as error:
+        raise ValueError(f'There is no Ray cluster at "{address}".') from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster, and stop it if `connect` started it."""
+    import_ray().shutdown()
+
+
+def share(workers: int | None) -> tuple[int, Share]:
+    """How many engines the joined cluster gets, and what each of them reserves.
+
+    One a GPU; without GPUs one for every two CPU cores. More engines than that share the cores. A core is left to
+    Ray's own tasks where there is one to spare.
+    """
+    ray = import_ray()
+    total: Mapping[str, Any] = ray.cluster_resources()
+    cpus, gpus = float(total.get("CPU", 1.0)), int(total.get("GPU", 0))
+    count = workers or gpus or max(1, int(cpus) // 2)
+    free = cpus - 1 if cpus > 1 else cpus / 2
+    # Fractions of a core only: an engine computes with as many threads as it reserves whole cores, and one thread
+    # gives the same image everywhere.
+    return count, Share(cpus=max(0.01, min(1.0, round(free / count, 2))), gpus=min(1.0, gpus / count) if gpus else 0.0)
