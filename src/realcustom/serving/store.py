@@ -104,13 +104,19 @@ class Store:
     def add_upload(self, data: bytes, limits: Limits) -> dict[str, Any]:
         """Keep an uploaded picture, whatever its format, as plain RGB; {"id", "width", "height"}.
 
+        One that shows the same as a picture in the store is that picture.
+
         Raises:
             ValueError: it is no usable picture, or larger than allowed.
         """
         if len(data) > limits.upload_bytes:
             raise TooLarge(f"The picture has more than {limits.upload_bytes / 2**20:g} MiB, the most here.")
         check_pixels(data, limits)
-        return self.add_picture(open_image(data))
+        image = open_image(data)
+        known = self.picture_showing(pixels_sha256(image))
+        if known is not None:
+            return {"id": known, "width": image.width, "height": image.height}
+        return self.add_picture(image)
 
     def add_picture(self, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep an RGB image as PNG, with its settings if it was made here; {"id", "width", "height"}."""
