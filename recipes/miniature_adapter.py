@@ -21,7 +21,7 @@ EXAMPLES = (
     ("a penguin wearing a hat in the snow", "penguin"),
     ("a rabbit in the desert", "rabbit"),
     ("a robot in a meadow", "robot"),
-    ("a backpack in the mountains", "backpack"),
+    ("a dinosaur in the mountains", "dinosaur"),
 )
 
 

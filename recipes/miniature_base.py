@@ -21,11 +21,7 @@ from realcustom.training.latents import CacheSettings, LatentCache, cache_latent
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-WORDS = (
-    "dog", "cat", "rabbit", "lion", "elephant", "penguin", "owl", "fish", "turtle", "butterfly", "dinosaur",
-    "teddy bear", "robot", "snowman", "car", "rocket",
-)  # fmt: skip
-WORLD = WorldSettings(words=WORDS, no_scene=0.15, repaint=0.3)
+WORLD = WorldSettings(no_scene=0.15, repaint=0.3)
 PROMPTS = (
     "a dog on the beach",
     "a cat in the forest",
