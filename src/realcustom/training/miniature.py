@@ -133,7 +133,9 @@ class AdapterGrid:
 
 
 def export_miniature(base: str | Path, adapter: str | Path, folder: str | Path, notes: Mapping | None = None) -> Path:
-    """Write the whole pipeline in diffusers' layout, in float16, to be loaded as float32.
+    """Write the whole pipeline in diffusers' layout, in float16 to be loaded as float32.
+
+    The text encoder is written in float32: transformers would load it in the type it was stored in.
 
     Args:
         base: exported folder of the base run.
@@ -150,7 +152,17 @@ def export_miniature(base: str | Path, adapter: str | Path, folder: str | Path, 
         reference_encoder=ReferenceEncoder.from_pretrained(adapter / "reference_encoder"),
         adapter=RealCustomAdapter.from_pretrained(adapter / "adapter"),
     )
-    pipeline.to(torch.float16).save_pretrained(folder)
+    for component in (pipeline.unet, pipeline.vae, pipeline.reference_encoder, pipeline.adapter):
+        component.to(torch.float16)
+    pipeline.save_pretrained(folder)
+    _drop_derived_setting(folder / "vae" / "config.json", "block_out_channels")
     if notes is not None:
         (folder / "knows.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="ascii")
     return folder
+
+
+def _drop_derived_setting(config: Path, name: str) -> None:
+    """AutoencoderTiny saves a setting that it derives itself, and warns about it whenever it is loaded."""
+    settings = json.loads(config.read_text())
+    settings.pop(name, None)
+    config.write_text(json.dumps(settings, indent=2) + "\n")

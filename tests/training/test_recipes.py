@@ -1,0 +1,194 @@
+"""Every recipe runs: the real backbones in their dry form, the miniature from cut-outs to the packaged folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from realcustom.data.records import Record
+from realcustom.data.shards import write_shards
+from realcustom.data.vocabulary import DEFAULT_WORDS
+from realcustom.data.world import StickerWorld, WorldSettings
+from realcustom.encoders.image import ReferenceEncoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.pipelines.sd15 import RealCustomPipeline
+from realcustom.training import latents
+from realcustom.training.adapter import AdapterLoss, squash
+from realcustom.training.backbones import RandomRecords
+from realcustom.training.config import Feed
+from realcustom.training.curriculum import reconstruction_only
+from realcustom.training.dry import IMAGE_SIZE, dry_base, dry_base_xl
+from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
+from realcustom.training.logs import read_log
+from realcustom.training.loop import train
+from realcustom.training.miniature import export_miniature
+from realcustom.training.recipes import configure, load_recipe
+from realcustom.training.streams import Framing, stream_batches
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe(name, **options):
+    return configure(load_recipe(RECIPES / f"{name}.py"), {key: str(value) for key, value in options.items()})
+
+
+@pytest.mark.parametrize("name", ["sd15_realcustom", "sdxl_realcustom_plus"])
+def test_real_backbones_in_dry_form(name, tmp_path):
+    config = recipe(name, dry=True, out=tmp_path / "whole")
+    before = config.build()
+    start = {key: value.clone() for key, value in before.trained["adapter"].state_dict().items()}
+    unet = before.frozen["unet"]
+    stock = dry_base_xl() if "xl" in name else dry_base()
+    before.close()
+    assert {type(p) for p in unet.attn_processors.values()} == {type(p) for p in stock["unet"].attn_processors.values()}
+    first = train(config)
+    assert len(read_log(tmp_path / "whole" / "log.jsonl")) == 5
+    adapter = RealCustomAdapter.from_pretrained(tmp_path / "whole" / "export" / "adapter")
+    assert {key: value.shape for key, value in adapter.state_dict().items()} == {k: v.shape for k, v in start.items()}
+    part = config.replace(out=tmp_path / "part")
+    train(part.replace(steps=3))
+    second = train(part, resume=True)
+    weights = [load_file(folder / "trained.adapter.safetensors") for folder in (first, second)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_every_adapter_weight_gets_a_gradient_and_nothing_else(tmp_path):
+    for name in ("sd15_realcustom", "sdxl_realcustom_plus"):
+        parts = recipe(name, dry=True).build()
+        modules = {**parts.frozen, **parts.trained}
+        for module in parts.frozen.values():
+            module.requires_grad_(False)
+        batch = next(parts.data(Feed(start=0, batch_size=4, seed=0)))
+        loss, _ = parts.loss(modules, batch, torch.Generator().manual_seed(1))
+        loss.backward()
+        without = [key for key, weight in parts.trained["adapter"].named_parameters() if weight.grad is None]
+        assert without == []
+        assert all(weight.grad is None for module in parts.frozen.values() for weight in module.parameters())
+        parts.close()
+
+
+def test_a_dropped_reference_is_the_black_image():
+    parts = recipe("sdxl_realcustom_plus", dry=True).build()
+    modules = {**parts.frozen, **parts.trained}
+    seen = []
+    parts.frozen["reference_encoder"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    loss: AdapterLoss = parts.loss
+    lost_all = AdapterLoss(**{**vars(loss), "dropout": type(loss.dropout)(text=0.0, reference=1.0, both=0.0)})
+    batch = next(parts.data(Feed(start=0, batch_size=2, seed=0)))
+    for objective in (
+        lost_all,
+        AdapterLoss(**{**vars(loss), "dropout": type(loss.dropout)(text=0, reference=0, both=0)}),
+    ):
+        objective(modules, batch, torch.Generator().manual_seed(0))
+    assert float(seen[0].abs().max()) == 0
+    assert torch.equal(seen[1], squash(batch["references"], parts.frozen["reference_encoder"].pixel_size))
+    parts.close()
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    """One drawn cut-out for each default word."""
+    root = tmp_path_factory.mktemp("cutouts")
+    for number, word in enumerate(DEFAULT_WORDS):
+        (root / word).mkdir()
+        picture = Image.new("RGBA", (64, 64))
+        ImageDraw.Draw(picture).ellipse((4, 4 + number, 60, 60), fill=(10 * number, 250 - 10 * number, 90, 255))
+        picture.save(root / word / "one.png")
+    return root
+
+
+def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "CHUNK", 8)
+    shared = {"subjects": cutouts, "batch_size": 2, "steps": 2}
+    short = {"sample_every": None, "log_every": 1}
+    train(recipe("miniature_autoencoder", **shared, workers=0, out=tmp_path / "vae").replace(**short))
+    base = {"vae": tmp_path / "vae/export", "cache": tmp_path / "latents", "count": 16, "workers": 1}
+    train(recipe("miniature_base", **shared, **base, out=tmp_path / "base").replace(**short))
+    adapter = {"base": tmp_path / "base/export", "cache": tmp_path / "latents", "count": 16}
+    train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**short))
+    shared.pop("subjects")
+    train(recipe("miniature_realcustom", **shared, **adapter, out=tmp_path / "plain").replace(**short))
+    for name in ("plus", "plain"):
+        folder = export_miniature(
+            tmp_path / "base/export", tmp_path / name / "export", tmp_path / "model" / name, {"a": 1}
+        )
+        assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 60e6
+        assert json.loads((folder / "knows.json").read_text()) == {"a": 1}
+        pipeline = RealCustomPipeline.from_pretrained(folder)
+        networks = ("unet", "vae", "text_encoder", "reference_encoder", "adapter")
+        assert {getattr(pipeline, network).dtype for network in networks} == {torch.float32}
+        pipeline.set_progress_bar_config(disable=True)
+        reference = Image.new("RGB", (40, 60), "red")
+        out = pipeline("a dog on the beach", {"dog": reference}, num_inference_steps=1)
+        assert out.images[0].size == (128, 128)
+    assert isinstance(pipeline.reference_encoder, ReferenceEncoder)
+
+
+class _Pairs:
+    def sample(self, index):
+        image = np.full((16, 16, 3), index, np.uint8)
+        return {"image": image, "reference": image + 100, "caption": f"a dog {index}", "difficulty": index / 16}
+
+
+def test_latent_cache_is_the_autoencoders_output_and_grows(tmp_path, monkeypatch):
+    from diffusers import AutoencoderTiny
+
+    monkeypatch.setattr(latents, "CHUNK", 4)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), num_encoder_blocks=(0, 1),
+        num_decoder_blocks=(1, 0), latent_channels=3, scaling_factor=0.5,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    cache = tmp_path / "cache"
+    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=4, references=True))
+    made = (cache / "chunk-00000" / "latents.npy").stat().st_mtime_ns
+    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=7, references=True))
+    assert (cache / "chunk-00000" / "latents.npy").stat().st_mtime_ns == made
+    source = LatentCache(cache, lambda captions: np.arange(len(captions))[:, None])
+    assert source.size == 8
+    indices = np.array([6, 1])
+    batch = source.batch(indices)
+    assert batch["tokens"].tolist() == [[6], [1]]
+    assert source.references.take(indices)[:, 0, 0, 0].tolist() == [106, 101]
+    assert source.difficulty[indices].tolist() == [6 / 16, 1 / 16]
+    pixels = torch.stack([torch.full((3, 16, 16), float(index)) for index in indices]) / 127.5 - 1
+    with torch.no_grad():
+        expected = vae.encode(pixels).latents * 0.5
+    torch.testing.assert_close(batch["latents"].float(), expected, atol=0.02, rtol=0.02)
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="another autoencoder"):
+        cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=4))
+
+
+def test_streamed_batches_resume_and_choose_references(cutouts, tmp_path):
+    world = StickerWorld(cutouts, WorldSettings(size=32, reference_size=24, plates=1, two_subjects=0))
+    write_shards(world, range(12), tmp_path, per_shard=4)
+    framing = Framing(
+        size=16, reference_size=20, tokenize=lambda captions: np.array([[len(text)] for text in captions])
+    )
+    options = {"pattern": str(tmp_path), "framing": framing, "samples": 100}
+
+    def read(count, start, curriculum):
+        stream = stream_batches(Feed(start=start, batch_size=2, seed=5), curriculum=curriculum, **options)
+        return [next(stream) for _ in range(count)]
+
+    whole, rest = read(9, 0, reconstruction_only()), read(3, 6, reconstruction_only())
+    for first, second in zip(whole[6:], rest, strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert whole[0]["pixels"].shape == (2, 3, 16, 16)
+    assert whole[0]["sizes"].tolist()[0] == [32, 32, 0, 0, 16, 16]
+    record = world.record(0)
+    assert isinstance(record, Record)
+    own = framing([record])
+    assert not torch.equal(own["own"], own["references"])
+
+
+def test_dry_records_depend_on_the_index_only():
+    source = RandomRecords(dry_base()["tokenizer"], IMAGE_SIZE, 32)
+    first, second = source.batch(np.array([3, 4])), source.batch(np.array([3, 4]))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["pixels"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
