@@ -1,4 +1,4 @@
-"""The released code's work of a step, plainly written from the method's description: what `denoise.py` measures against.
+"""The released code's work of a step, plainly written from the method; `denoise.py` measures against it.
 
 Three passes one after the other, the full float32 attention maps of all heads and text tokens in every pass, the
 projector and every key and value anew in each pass that uses them.

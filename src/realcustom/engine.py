@@ -19,6 +19,7 @@ from realcustom.batching import Making, Units, Watch, batches
 from realcustom.bundled import locate
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.loading import load_pipeline
+from realcustom.presets import preset_named
 from realcustom.references import Reference, open_request, request_record
 from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
@@ -56,9 +57,16 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int | None = None,
+        compiled: bool = False,
     ) -> Engine:
-        """Load a model by name, folder or hub id; arguments and errors as `realcustom.loading.load_pipeline`."""
+        """Load a model by name, folder or hub id; arguments and errors as `realcustom.loading.load_pipeline`.
+
+        With `compiled` the U-Net's transformer blocks go through `torch.compile`: the first image of each size and
+        batch takes a minute or more, the others less time than without.
+        """
         pipeline = load_pipeline(model, adapter=adapter, device=device, dtype=dtype)
+        if compiled:
+            pipeline.compile_blocks()
         return cls(pipeline, {"model": locate(model), "adapter": adapter and locate(adapter)}, batch_size)
 
     @property
@@ -86,7 +94,9 @@ class Engine:
             ValueError: the model cannot do what is asked for; one sentence says why.
         """
         request = open_request(request)
-        request = _with_defaults(request, _defaults(self.pipeline))
+        own = _defaults(self.pipeline)
+        own["steps"] = preset_named(request.preset).steps or own["steps"]
+        request = _with_defaults(request, own)
         self._check_size(request)
         self._check_prompt(request)
         self.pipeline.check_ready(request.subjects, request.guidance_scale, request.image_guidance_scale)
@@ -155,19 +165,22 @@ class Engine:
         """What requests must have in common to be made in one batch, hashable."""
         own = (request.height, request.width, request.steps, request.guidance_scale, request.image_guidance_scale)
         # SDXL reads no negative prompt as zeros, which is not how it reads an empty one.
-        key = (*own, request.mask_scope, len(request.subjects), request.negative_prompt is None)
+        key = (*own, request.preset, request.mask_scope, len(request.subjects), request.negative_prompt is None)
         scoring = getattr(getattr(self.pipeline, "adapter", None), "scoring", None) is not None
         # A scoring module reads the latents of its own batch, so its requests run by themselves.
         return (*key, id(request)) if scoring and request.subjects else key
 
     def _run_batch(self, units: Units, making: list[Making], stopped: set[int], progress, cancelled) -> None:
         watch = Watch(units, making, stopped, progress, cancelled)
-        scope = making[units[0][0]].request.mask_scope
+        first = making[units[0][0]].request
+        preset = preset_named(first.preset)
+        changes = {"scope": first.mask_scope, **preset.mask_changes(first.steps)}
         try:
-            with self._lock:
+            with self._lock, preset.scheduled(self.pipeline):
                 output = self.pipeline(
                     **_call([(making[index].request, seed) for index, seed in units]),
-                    mask=replace(self.pipeline.default_mask, scope=scope),
+                    mask=replace(self.pipeline.default_mask, **changes),
+                    guidance_interval=preset.guidance_interval,
                     callback_on_step_end=watch,
                     callback_on_step_end_tensor_inputs=["latents", "masks"],
                 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from os import PathLike, fspath
 from typing import Any
 
+from realcustom.presets import DEFAULT, preset_named
+
 MAX_SUBJECTS = 4
 MAX_IMAGES = 64
 MAX_STEPS = 1000
@@ -118,6 +120,7 @@ class Request:
     guidance_scale: w of RealCustom++ or w_t of RealCustom Eq. 13, 0 to 100.
     image_guidance_scale: w_i of RealCustom Eq. 13, 0 to 100; None is the single scale of RealCustom++.
     mask_scope: gamma_scope, the share of positions that the guidance mask keeps, above 0 up to 1.
+    preset: a name in `realcustom.presets`; it fills in what the request leaves open.
     """
 
     prompt: str
@@ -131,6 +134,7 @@ class Request:
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     mask_scope: float | None = None
+    preset: str = DEFAULT
 
     def __post_init__(self) -> None:
         if not text("The prompt", self.prompt).strip():
@@ -141,6 +145,7 @@ class Request:
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 whole(f"The {name}", getattr(self, name), 8, MAX_SIDE)
+        preset_named(self.preset)
         if self.steps is not None:
             whole("The number of steps", self.steps, 1, MAX_STEPS)
         whole("The number of images", self.num_images, 1, MAX_IMAGES)

@@ -10,6 +10,7 @@ import typer
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.options import read_size, read_subjects
 from realcustom.cli.results import save_result
+from realcustom.presets import DEFAULT
 from realcustom.references import open_request
 from realcustom.types import Request
 
@@ -39,6 +40,7 @@ def generate(
         float | None, typer.Option(help="A scale of its own for the reference (RealCustom Eq. 13).")
     ] = None,
     mask_scope: Annotated[float | None, typer.Option(help="Share of the image a subject may fill, 0 to 1.")] = None,
+    preset: Annotated[str, typer.Option(help="exact, fast or turbo.")] = DEFAULT,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
@@ -58,6 +60,7 @@ def generate(
         guidance_scale=guidance_scale,
         image_guidance_scale=image_guidance_scale,
         mask_scope=mask_scope,
+        preset=preset,
         **read_size(size),
     )
     # Before the model is loaded: a missing file or word need not cost the user that wait.

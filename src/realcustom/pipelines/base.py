@@ -13,10 +13,11 @@ from realcustom.bundled import model_folder
 from realcustom.encoders.cache import FeatureCache
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.encoders.target_word import check_prompt_length
-from realcustom.guidance.guidance_scale import Guidance, SingleScale, TextAndImageScale
+from realcustom.guidance.guidance_scale import EVERYWHERE, Guidance, Interval, SingleScale, TextAndImageScale
 from realcustom.guidance.mask import MaskSettings
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.attention import installed
+from realcustom.models.compiled import compile_blocks
 from realcustom.pipelines.branches import Conditions, Text, denoise, mask_grid
 from realcustom.pipelines.output import RealCustomOutput, decode_latents
 from realcustom.pipelines.subjects import reference_functions, regions_of
@@ -94,6 +95,10 @@ class RealCustomMixin:
         if cache is None or cache.encoder is not self.reference_encoder:
             cache = self.__dict__["_feature_cache"] = FeatureCache(self.reference_encoder)
         return cache
+
+    def compile_blocks(self, **options) -> None:
+        """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""
+        compile_blocks(self.unet, **options)
 
     def texts_for(self, prompt, tokenizer) -> list[str]:
         """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out.
@@ -226,11 +231,20 @@ def _named(masks: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor] | l
     ]
 
 
-def choose_guidance(guidance_scale: float, image_guidance_scale: float | None) -> Guidance:
-    """RealCustom Eq. 13 when an image scale is given, else the release's single scale."""
+def choose_guidance(
+    guidance_scale: float, image_guidance_scale: float | None, interval: Interval = EVERYWHERE
+) -> Guidance:
+    """RealCustom Eq. 13 when an image scale is given, else the release's single scale.
+
+    Raises:
+        ValueError: the interval is empty or not within 0 and 1.
+    """
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"The guidance interval is {low} to {high}; it lies within 0 and 1, the lower end first.")
     if image_guidance_scale is None:
-        return SingleScale(guidance_scale)
-    return TextAndImageScale(guidance_scale, image_guidance_scale)
+        return SingleScale(guidance_scale, (low, high))
+    return TextAndImageScale(guidance_scale, image_guidance_scale, (low, high))
 
 
 def callback_tensors(callback, names: Sequence[str]) -> list[str]:

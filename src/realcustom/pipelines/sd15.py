@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from diffusers import StableDiffusionPipeline
 
+from realcustom.guidance.guidance_scale import EVERYWHERE
 from realcustom.guidance.mask import MaskSettings
 from realcustom.pipelines.base import Call, RealCustomMixin, callback_tensors, choose_guidance
 from realcustom.pipelines.branches import Text
@@ -59,6 +60,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
         image_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = EVERYWHERE,
         mask: MaskSettings | None = None,
         keep_share: float = 0.8,
         num_images_per_prompt: int = 1,
@@ -86,6 +88,8 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: w (RealCustom++), or w_t when `image_guidance_scale` is given.
             image_guidance_scale: w_i of RealCustom Eq. 13.
+            guidance_interval: shares (low, high) of the steps between which the negative pass is made and guides; only
+                with subjects.
             mask: how the guidance mask is made.
             keep_share: gamma_num in (0, 1], only for adapters with a scoring module.
             stock: further arguments of StableDiffusionPipeline, only without subjects.
@@ -135,7 +139,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         self.check_inputs(prompt, height, width, None, negative_prompt, callback_on_step_end_tensor_inputs=names)
         self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
         self._cross_attention_kwargs, self._guidance_rescale = cross_attention_kwargs, 0.0
-        guidance = choose_guidance(guidance_scale, image_guidance_scale)
+        guidance = choose_guidance(guidance_scale, image_guidance_scale, guidance_interval)
         embeds, negative_embeds = self.encode_prompt(
             prompt,
             self._execution_device,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from realcustom.guidance.guidance_scale import EVERYWHERE
 from realcustom.guidance.mask import MaskSettings
 from realcustom.pipelines.base import Call, RealCustomMixin, callback_tensors, choose_guidance
 from realcustom.pipelines.branches import Text
@@ -72,6 +73,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
         image_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = EVERYWHERE,
         mask: MaskSettings | None = None,
         keep_share: float = 0.8,
         num_images_per_prompt: int = 1,
@@ -137,7 +139,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         )
         self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
         self._cross_attention_kwargs, self._guidance_rescale, self._denoising_end = cross_attention_kwargs, 0.0, None
-        guidance = choose_guidance(guidance_scale, image_guidance_scale)
+        guidance = choose_guidance(guidance_scale, image_guidance_scale, guidance_interval)
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
             prompt,
             prompt_2,
