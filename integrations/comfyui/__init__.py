@@ -1,0 +1,5 @@
+"""RealCustom for ComfyUI. ComfyUI reads the two mappings when it starts."""
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
