@@ -121,9 +121,8 @@ def reward_folder(tmp_path):
     weights |= {f"mlp.layers.{name}": value for name, value in reward_head(text).state_dict().items()}
     torch.save(weights, tmp_path / "ImageReward.pt")
     (tmp_path / "med_config.json").write_text(json.dumps(med))
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "red", "on", "the", "in"])
-    )
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "red", "on", "the", "in"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizer.from_pretrained(tmp_path)
     return tmp_path
 
