@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from realcustom.cli import prepare
+
 app = typer.Typer(help="Make training data.", no_args_is_help=False)
+app.add_typer(prepare.app, name="prepare")
 
 
 @app.callback()
