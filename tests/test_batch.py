@@ -11,7 +11,7 @@ from PIL import Image
 
 from realcustom.batch import outputs, places
 from realcustom.batch.jobs import read_jobs, rounds_of
-from realcustom.batch.run import Outcome, run_local
+from realcustom.batch.run import Outcome, groups, run_local
 from realcustom.types import Result
 
 DOG = {"prompt": "a dog on the beach", "subjects": {"dog": "rex.png"}}
@@ -87,6 +87,7 @@ BAD_LINES = [
     ({"id": "a", "prompt": " "}, "The prompt is empty"),
     ({"id": "a", "prompt": "x" * 2001}, "2001 characters"),
     ({"id": "a", "prompt": "a dog", "sed": 1}, "'sed' is no field of a request"),
+    ({"id": "a", "prompt": "a dog", "preset": []}, "There is no preset"),
     ({"id": "a", "prompt": "a dog", "seed": -1}, "seed must be a whole number"),
     ({"id": "a", "prompt": "a dog", "width": -64}, "width must be a whole number"),
     ({"id": "a", "prompt": "a cat", "subjects": {"dog": "rex.png"}}, '"dog" does not stand in the prompt'),
@@ -253,6 +254,16 @@ def test_a_changed_line_is_noticed_with_all_that_uses_its_result(write, tmp_path
     assert sorted(path.name for path in out.iterdir() if path.name.startswith("a")) == ["a.json", "a.png"]
     picture(1).save(tmp_path / "rex.png")
     assert len(outputs.plan(jobs, outputs.hash_pictures(jobs)[0], MODEL, str(out), False).changed) == 3
+
+
+def test_jobs_with_the_same_settings_are_made_together(write, tmp_path):
+    lines = [job("a", seed=1), job("b", steps=3), job("c", seed=2, num_images=2), job("d", preset="fast"), job("e")]
+    jobs, _ = read_jobs(write(*lines, job("f", subjects={}), job("g", negative_prompt="a cat")))
+    hashes = outputs.hash_pictures(jobs)[0]
+    tasks = outputs.plan(jobs, hashes, MODEL, str(tmp_path / "out"), False).tasks
+    cut = [[task.id for task in group] for group in groups(tasks, 3)]
+    assert cut == [["a", "c"], ["e"], ["b"], ["d"], ["f"], ["g"]]
+    assert [[task.id for task in group] for group in groups(tasks[2:3], 1)] == [["c"]]
 
 
 def test_a_refused_job_fails_with_those_that_need_it(write, tmp_path):

@@ -82,6 +82,6 @@ def preset_named(name: str) -> Preset:
     Raises:
         ValueError: there is none; the sentence lists those there are.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f'There is no preset "{name}"; there are {", ".join(PRESETS)}.')
     return PRESETS[name]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is an extra: make test-ray")
+# Ray is an extra; `make test-ray` installs it.
+collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    from realcustom.distributed.cluster import LOCAL_STORE, import_ray
+    from realcustom.distributed.cluster import disconnect, start_local
 
-    import_ray().init(
-        "local",
-        num_cpus=2,
-        object_store_memory=LOCAL_STORE // 2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    start_local(cpus=2)
     yield
-    ray.shutdown()
+    disconnect()

@@ -91,11 +91,12 @@ def pictures(request: Request) -> list[str]:
     return found
 
 
-def replace_pictures(request: Request, new: Callable[[str], Any]) -> Request:
-    """The request with `new(picture)` in the place of each of `pictures`."""
+def replace_pictures(request: Request, new: Callable[[Any], Any]) -> Request:
+    """The request with `new(picture)` in the place of every image and mask region."""
     subjects = {}
     for word, subject in request.subjects.items():
-        region = new(subject.region) if isinstance(subject.region, str) else subject.region
+        region = subject.region
+        region = region if region is None or isinstance(region, tuple) else new(region)
         subjects[word] = replace(subject, images=tuple(new(image) for image in subject.images), region=region)
     return replace(request, subjects=subjects)
 

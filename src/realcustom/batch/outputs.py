@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from realcustom.batch import places
@@ -197,15 +197,15 @@ def _digest(job: Job, hashes: Mapping[str, str], digests: Mapping[str, str], mod
         other, _, number = picture[1:].partition("#")
         return f"{digests[other]}#{number}"
 
-    # Settings left to the model do not count: a later version may offer more of them.
-    record = _given({"request": replace_pictures(job.request, content).to_dict(), **model})
-    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _given(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _given(entry) for name, entry in value.items() if entry is not None}
+    given = replace_pictures(job.request, content).to_dict()
+    # What a line does not say does not count: a later version may know more settings.
+    unsaid = {entry.name: entry.default for entry in fields(Request)}
+    given = {name: value for name, value in given.items() if value != unsaid[name]}
+    for subject in given.get("subjects", {}).values():
+        for name in [name for name, value in subject.items() if value is None]:
+            del subject[name]
+    text = json.dumps({"request": given, **model}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _result(picture: str, requests: Mapping[str, Request], out: str) -> str:

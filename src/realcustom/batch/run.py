@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -15,6 +15,8 @@ from realcustom.types import Request
 
 if TYPE_CHECKING:
     from realcustom.engine import Engine
+
+OWN = {"prompt", "subjects", "negative_prompt", "seed", "num_images"}  # may differ among requests of one batch
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def groups(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
     alike: dict[tuple, list[Task]] = {}
     for task in tasks:
         request = task.request
-        scales = (request.guidance_scale, request.image_guidance_scale, request.mask_scope)
-        key = (request.height, request.width, request.steps, *scales, len(request.subjects))
+        settings = [getattr(request, entry.name) for entry in fields(request) if entry.name not in OWN]
+        key = (*settings, len(request.subjects), request.negative_prompt is None)
         alike.setdefault(key, []).append(task)
     for members in alike.values():
         group: list[Task] = []

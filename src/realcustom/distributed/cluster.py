@@ -6,9 +6,15 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realcustom.engine import Engine
 
 LOCAL_STORE = 256 * 2**20  # bytes of shared memory for a cluster of our own: only paths and notes travel through it
+
+TRIES = 3  # to start a cluster
+QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,6 @@ class Share:
 def import_ray():
     """The ray module, sending no usage statistics; ValueError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
@@ -46,17 +51,29 @@ def connect(address: str | None = None) -> bool:
     ray = import_ray()
     if ray.is_initialized():
         return False
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address is None:
-        ray.init(
-            "local", include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=LOCAL_STORE, **quiet
-        )
+        start_local()
         return True
     try:
-        ray.init(address, **quiet)
+        ray.init(address, **QUIET)
     except (ConnectionError, ValueError) as error:
         raise ValueError(f'There is no Ray cluster at "{address}".') from error
     return True
+
+
+def start_local(cpus: int | None = None) -> None:
+    """Start a cluster of this machine alone, with so many CPU cores (None: all there are), and join it."""
+    ray = import_ray()
+    options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": LOCAL_STORE}
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init("local", num_cpus=cpus, **options, **QUIET)
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 seconds, which a busy machine may not be able to keep.
+            ray.shutdown()
+            if not left or "timed out" not in str(error):
+                raise
 
 
 def disconnect() -> None:
@@ -78,3 +95,14 @@ def share(workers: int | None) -> tuple[int, Share]:
     # Fractions of a core only: an engine computes with as many threads as it reserves whole cores, and one thread
     # gives the same image everywhere.
     return count, Share(cpus=max(0.01, min(1.0, round(free / count, 2))), gpus=min(1.0, gpus / count) if gpus else 0.0)
+
+
+def load_engine(loading: Mapping[str, Any]) -> Engine:
+    """The engine of a worker; `loading` are the arguments of `Engine.load`."""
+    import torch
+
+    from realcustom.engine import Engine
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # the number of threads changes the last bits of an image
+    return Engine.load(**loading)

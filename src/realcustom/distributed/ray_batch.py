@@ -13,7 +13,7 @@ from typing import Any
 from realcustom.batch.jobs import rounds_of
 from realcustom.batch.outputs import Task
 from realcustom.batch.run import Outcome, groups, lost, make, refused
-from realcustom.distributed.cluster import connect, disconnect, import_ray, share
+from realcustom.distributed.cluster import connect, disconnect, import_ray, load_engine, share
 
 
 class RayBatch:
@@ -97,7 +97,7 @@ class _Worker:
     """An actor's engine."""
 
     def __init__(self, loading: Mapping[str, Any]):
-        self.engine = _load(loading)
+        self.engine = load_engine(loading)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         # Not again: a task may have been finished by a worker that died before it could say so.
@@ -106,14 +106,4 @@ class _Worker:
 
 
 def _refused(loading: Mapping[str, Any], tasks: list[Task]) -> dict[int, str]:
-    return refused(_load(loading), tasks)
-
-
-def _load(loading: Mapping[str, Any]):
-    import torch
-
-    from realcustom.engine import Engine
-
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # the number of threads changes the last bits of an image
-    return Engine.load(**loading)
+    return refused(load_engine(loading), tasks)
