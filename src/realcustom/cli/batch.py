@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from realcustom.cli.console import load_engine, quiet, status, stderr_console
+from realcustom.cli.options import Place
 
 if TYPE_CHECKING:
     from realcustom.batch.jobs import Job, Problem
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # problems named one by one
 EVERY = 10.0  # seconds between lines of progress where stderr is no terminal
-
-
-class Place(StrEnum):
-    """Where jobs run."""
-
-    local = "local"
-    ray = "ray"
 
 
 def batch(

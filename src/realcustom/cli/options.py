@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 from realcustom.types import Subject
+
+
+class Place(StrEnum):
+    """Where an engine is: in this process, or on a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
 
 
 def read_pairs(option: str, pairs: Sequence[str], what: str) -> list[tuple[str, str]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from realcustom.cli.options import Place
+
 
 def serve(
     host: Annotated[
@@ -31,14 +33,25 @@ def serve(
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds a generation may take.")] = 600.0,
     max_upload: Annotated[float, typer.Option(min=0.01, help="MiB of one request.")] = 32.0,
     max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels (2^20) of one picture.")] = 32.0,
+    engine: Annotated[Place, typer.Option(help="This process, or replicas on a Ray cluster.")] = Place.local,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Ray: engines, or the fewest; default one a GPU or two CPUs.")
+    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="Ray: grow up to so many with the load.")] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray: cluster to use; default a new one on this machine."),
+    ] = None,
 ) -> None:
     """Open the studio and the REST interface: http://127.0.0.1:7860 and /v1."""
-    from realcustom.cli.console import load_engine, quiet
+    from realcustom.cli.console import quiet
     from realcustom.serving.guard import is_loopback
     from realcustom.serving.limits import Limits
 
     if not is_loopback(host) and not token:
         raise ValueError(f"Other machines can reach {host}: choose a secret with --token, or listen on 127.0.0.1.")
+    if engine is Place.local and (replicas or max_replicas):
+        raise ValueError("--replicas and --max-replicas are for --engine ray; the local engine is one.")
     if token is not None and len(token) < 8:
         raise ValueError("The token must have at least 8 characters.")
     listener = _listen(host, port)
@@ -55,13 +68,32 @@ def serve(
         raise ValueError(f"Serving needs more packages ({error.name}): pip install 'realcustom[serve]'.") from error
     from realcustom.serving.service import Service
 
-    engine = load_engine(model, adapter, device, dtype)
-    engine.batch_size = batch_size or engine.batch_size
-    app = create_app(Service(engine, data, limits, name=model), token)
+    loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype, "batch_size": batch_size}
+    loaded = _local(**loading) if engine is Place.local else _on_ray(loading, ray_address, replicas, max_replicas)
+    app = create_app(Service(loaded, data, limits, name=model), token)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _local(model: str, adapter: str | None, device: str | None, dtype: str | None, batch_size: int | None):
+    from realcustom.cli.console import load_engine
+
+    engine = load_engine(model, adapter, device, dtype)
+    engine.batch_size = batch_size or engine.batch_size
+    return engine
+
+
+def _on_ray(loading: dict, address: str | None, replicas: int | None, max_replicas: int | None):
+    """Replicas of the engine; a cluster that was started for them ends with this process."""
+    from realcustom.bundled import locate
+    from realcustom.cli.console import status
+    from realcustom.distributed.ray_serve import deploy
+
+    found = {**loading, "model": locate(loading["model"]), "adapter": loading["adapter"] and locate(loading["adapter"])}
+    with status(f"Deploying {loading['model']} ..."):
+        return deploy(found, address=address, replicas=replicas, max_replicas=max_replicas)
 
 
 def _listen(host: str, port: int):
