@@ -7,7 +7,7 @@ rows of the heads are the embeddings of its phrases. Shapes: B pictures, N crops
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ class StickerJudge(ModelMixin, ConfigMixin):
 
         Returns:
             logits: words (B, 1 + W, h, w) with the background first; scene (B, scenes) read outside the words; style
-            (B, 1 + styles) and accessory (B, 1 + accessories) with "none" first.
+            (B, 1 + styles) and accessory (B, 1 + accessories) with "none" first; "features" (B, d) of the whole.
         """
         fine = self.fine(self.stem(2 * pictures - 1))
         middle = self.middle(fine)
@@ -114,6 +114,7 @@ class StickerJudge(ModelMixin, ConfigMixin):
         places = rearrange(self.accessory_head(middle), "b a h w -> b a (h w)").float()
         worn = places.logsumexp(dim=2)
         return {
+            "features": whole,
             "words": words,
             "scene": self.scene_head(scene),
             "style": self.style_head(whole),
@@ -164,14 +165,23 @@ class Judge:
     def look(self, pictures: Sequence[Image.Image]) -> list[Sight]:
         """What each picture shows."""
         sights = []
+        for part, out in self._batches(pictures):
+            out = {name: logits.softmax(dim=1).cpu().numpy() for name, logits in out.items() if name != "features"}
+            for row, picture in enumerate(part):
+                sights.append(Sight(self, picture, {name: values[row] for name, values in out.items()}))
+        return sights
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Features (N, d) of whole pictures, for KID."""
+        return np.concatenate([out["features"].cpu().numpy() for _, out in self._batches(pictures)])
+
+    def _batches(self, pictures: Sequence[Image.Image]) -> Iterator[tuple[list[np.ndarray], dict[str, Tensor]]]:
         for start in range(0, len(pictures), self.batch_size):
             part = [at_size(picture) for picture in pictures[start : start + self.batch_size]]
             pixels = torch.from_numpy(rearrange(np.stack(part), "b h w c -> b c h w").copy())
             out = self.network(pixels.to(self.network.device).float() / 255)
-            out = {name: logits.float().softmax(dim=1).cpu().numpy() for name, logits in out.items()}
-            for row, picture in enumerate(part):
-                sights.append(Sight(self, picture, {name: values[row] for name, values in out.items()}))
-        return sights
+            yield part, {name: values.float() for name, values in out.items()}
 
     @torch.no_grad()
     def identify(self, crops: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
