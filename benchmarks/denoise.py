@@ -3,10 +3,12 @@
     python benchmarks/denoise.py --size medium --steps 25 --json medium.json
 
 `plain` does per step what the release does (see plain.py); `exact` is ours with the same mask at every step and the
-same result; `fast` and `turbo` are the presets. They advance one step each in turn, so that whatever else the machine
-does meets all of them alike; `ratio` is plain's time over theirs for a whole image, its spread the 10th and 90th
-percentile over the steps' own ratios (for presets: over the images of several rounds, if there are several).
-`max_rel_diff` is the largest difference between the final latents of plain and exact over the largest value.
+same result; `default` has our own mask, `fast` and `turbo` are the presets. They advance one step each in turn, so that
+whatever else the machine does meets all of them alike. `ratio` is plain's time over theirs for a whole image, on the
+clock and in CPU seconds of all threads; its spread is the 10th and 90th percentile over the steps' own ratios (for
+presets: over the images of several rounds). `max_rel_diff` is the largest difference between the last latents of plain
+and exact over the largest value. With --timed-steps only the first steps of plain, exact and default are made; an
+image's seconds are then the first step's, which includes all that is done once, and for the others the median's.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from realcustom.pipelines.branches import Conditions, denoise
 from realcustom.presets import PRESETS, Preset, few_step_solver
 
 SCALE, SCOPE = 3.5, 0.25
+RECORDED = ("size", "steps", "timed_steps", "rounds", "dtype", "subjects", "images")
 
 
 @dataclass
@@ -42,20 +45,26 @@ class Contender:
     """One way to make an image, and what it took.
 
     run: starts it; an iterator over the latents after each step.
-    seconds: of every step, by round. passes: U-Net images computed in one round. calls: U-Net calls of one round.
+    steps: of a whole image; fewer may be timed.
+    seconds, cpu_seconds: of every step, by round; on the clock, and of all threads together.
+    passes, calls: images that went through the U-Net, and its calls, in the last round.
     """
 
     run: Callable[[], Iterator[torch.Tensor]]
+    steps: int
     seconds: list[list[float]] = field(default_factory=list)
+    cpu_seconds: list[list[float]] = field(default_factory=list)
     passes: int = 0
     calls: int = 0
     processors: dict | None = None
     latents: torch.Tensor | None = None
 
-    @property
-    def image_seconds(self) -> list[float]:
-        """Seconds of each round's image or batch of images."""
-        return [sum(steps) for steps in self.seconds]
+    def image_seconds(self, rounds: list[list[float]] | None = None) -> list[float]:
+        """Seconds of each round's image or batch of images, of `seconds` or `cpu_seconds`."""
+        return [
+            sum(steps) + max(0, self.steps - len(steps)) * statistics.median(steps[1:])
+            for steps in (rounds or self.seconds)
+        ]
 
 
 def ours(scene: Scene, steps: int, preset: Preset, mask: MaskSettings) -> Iterator[torch.Tensor]:
@@ -99,7 +108,7 @@ def contenders_of(scene: Scene, steps: int, names: list[str]) -> dict[str, Conte
         "fast": lambda: ours(scene, steps, PRESETS["fast"], own),
         "turbo": lambda: ours(scene, steps, PRESETS["turbo"], own),
     }
-    return {name: Contender(known[name]) for name in names}
+    return {name: Contender(known[name], PRESETS.get(name, PRESETS["exact"]).steps or steps) for name in names}
 
 
 @contextmanager
@@ -122,25 +131,29 @@ def turn_of(unet, contender: Contender) -> Iterator[None]:
         unet.set_attn_processor(own)
 
 
-def alternate(scene: Scene, contenders: dict[str, Contender]) -> None:
-    """One image of each, step by step in turn; adds a round to each contender's seconds."""
+def alternate(scene: Scene, contenders: dict[str, Contender], timed_steps: int | None = None) -> None:
+    """One image of each, step by step in turn, or of those that have more steps the first ones; adds a round to each
+    contender's seconds."""
     running = {name: contender.run() for name, contender in contenders.items()}
+    presets = [name for name in contenders if name in PRESETS and PRESETS[name].steps]
     for contender in contenders.values():
         contender.seconds.append([])
+        contender.cpu_seconds.append([])
         contender.processors, contender.calls, contender.passes = None, 0, 0
     while running:
         for name in list(running):
             contender = contenders[name]
             with turn_of(scene.unet, contender):
-                start = time.perf_counter()
-                latents = next(running[name], None)
+                start, cpu_start = time.perf_counter(), time.process_time()
+                latents = next(running[name])
                 synchronize(scene.latents.device)
-                seconds = time.perf_counter() - start
-            contender.seconds[-1].append(seconds)
-            if latents is None:
-                del running[name]
-            else:
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+                contender.seconds[-1].append(seconds)
+                contender.cpu_seconds[-1].append(cpu_seconds)
                 contender.latents = latents
+                most = contender.steps if name in presets else timed_steps or contender.steps
+                if len(contender.seconds[-1]) == most:
+                    running.pop(name).close()
 
 
 def synchronize(device: torch.device) -> None:
@@ -159,23 +172,27 @@ def one_step(contender: Contender) -> None:
 def summary(contenders: dict[str, Contender], images: int) -> dict[str, dict]:
     """Per contender passes, seconds an image, and the ratio to plain with its spread."""
     plain = contenders["plain"]
+    plain_seconds, plain_cpu = plain.image_seconds(), plain.image_seconds(plain.cpu_seconds)
     table = {}
     for name, contender in contenders.items():
-        ratios = [own / other for own, other in zip(plain.image_seconds, contender.image_seconds, strict=True)]
+        cpu = contender.image_seconds(contender.cpu_seconds)
+        ratios = [own / other for own, other in zip(plain_seconds, contender.image_seconds(), strict=True)]
         if len(contender.seconds[0]) == len(plain.seconds[0]):
             # The same steps side by side: their own ratios show the spread.
             spread = [
                 own / other
                 for rounds in zip(plain.seconds, contender.seconds, strict=True)
-                for own, other in list(zip(*rounds, strict=True))[:-1]  # the last turn only ends the loop
+                for own, other in zip(*rounds, strict=True)
             ]
         else:
             spread = ratios
         table[name] = {
-            "calls": contender.calls,
-            "passes": contender.passes,
-            "seconds_per_image": statistics.median(contender.image_seconds) / images,
+            "calls": contender.calls * contender.steps // len(contender.seconds[-1]),
+            "passes": contender.passes * contender.steps // len(contender.seconds[-1]),
+            "seconds_per_image": statistics.median(contender.image_seconds()) / images,
+            "cpu_seconds_per_image": statistics.median(cpu) / images,
             "ratio": statistics.median(ratios),
+            "ratio_cpu": statistics.median(own / other for own, other in zip(plain_cpu, cpu, strict=True)),
             "ratio_low": percentile(spread, 0.1),
             "ratio_high": percentile(spread, 0.9),
         }
@@ -251,12 +268,13 @@ def measure(options: argparse.Namespace) -> dict:
     for contender in contenders.values():
         one_step(contender)
     for _ in range(options.rounds):
-        alternate(scene, contenders)
+        alternate(scene, contenders, options.timed_steps)
     table = summary(contenders, options.images)
-    for name, contender in contenders.items():
+    for name in ("plain", "exact"):
+        contender = contenders[name]
         table[name]["peak_memory_mib"] = peak_memory(lambda contender=contender: one_step(contender), device)
     report = {
-        **{name: getattr(options, name) for name in ("size", "steps", "rounds", "dtype", "subjects", "images")},
+        **{name: getattr(options, name) for name in RECORDED},
         "compiled": options.compile,
         "machine": machine(device),
         "ratio_exact": table["exact"]["ratio"],
@@ -273,13 +291,15 @@ def show(report: dict) -> None:
     """The report as a table."""
     where = report["machine"]
     print(f"{report['size']}, {report['steps']} steps, {report['dtype']}; {where['chip']}, {where['threads']} threads")
-    print(f"{'':10}{'calls':>7}{'passes':>8}{'s/image':>10}{'ratio':>8}{'spread':>16}{'peak MiB':>10}")
+    print(f"{'':10}{'calls':>7}{'passes':>8}{'s/image':>10}{'ratio':>8}{'spread':>16}{'CPU s':>9}{'ratio':>7}")
     for name, row in report["contenders"].items():
         spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         print(
             f"{name:10}{row['calls']:7}{row['passes']:8}{row['seconds_per_image']:10.3f}{row['ratio']:8.2f}"
-            f"{spread:>16}{row['peak_memory_mib']:10.0f}"
+            f"{spread:>16}{row['cpu_seconds_per_image']:9.2f}{row['ratio_cpu']:7.2f}"
         )
+    peaks = [f"{name} {report['contenders'][name]['peak_memory_mib']:.0f} MiB" for name in ("plain", "exact")]
+    print(f"peak memory above what is there before a step: {', '.join(peaks)}")
     print(f"largest relative difference of plain and exact: {report['max_rel_diff']:.1e}")
     for name, seconds in report["seconds_of_parts"].items():
         print(f"{name}: {seconds:.3f} s")
@@ -292,6 +312,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="miniature")
     parser.add_argument("--steps", type=int, default=25, help="of plain and exact; presets have their own")
     parser.add_argument("--rounds", type=int, default=1, help="images of each contender")
+    parser.add_argument("--timed-steps", type=int, help="make only so many of them (at least 2)")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--others", nargs="*", default=["default", "fast", "turbo"], help="besides plain and exact")
     parser.add_argument("--subjects", type=int, default=1)
