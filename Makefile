@@ -4,10 +4,11 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY_STAMP := $(VENV)/.installed-ray
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-parity lint format no-torchvision check miniature clean
+.PHONY: install demo test test-parity test-ray lint format no-torchvision check miniature clean
 
 install: $(STAMP)
 
@@ -22,7 +23,15 @@ demo: install
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py outputs/demo.png
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/distributed
+
+# On a Ray cluster of two CPUs that it starts itself; Ray is an extra, installed here.
+test-ray: $(RAY_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/distributed
+
+$(RAY_STAMP): $(STAMP) requirements-ray.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
+	@touch $(RAY_STAMP)
 
 test-parity: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/parity
