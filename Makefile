@@ -4,6 +4,8 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The tests need every door.
+LOCKS := requirements.lock requirements-serve-test.lock requirements-ray.lock
 RAY_STAMP := $(VENV)/.installed-ray
 
 export HF_HUB_OFFLINE ?= 1
@@ -12,10 +14,10 @@ export HF_HUB_OFFLINE ?= 1
 
 install: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): $(LOCKS) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(LOCKS))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)
 
@@ -27,7 +29,7 @@ test: install
 
 # On a Ray cluster of two CPUs that it starts itself; Ray is an extra, installed here.
 test-ray: $(RAY_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/distributed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/data/test_prepare.py::test_ray_writes_what_one_process_writes tests/distributed
 
 $(RAY_STAMP): $(STAMP) requirements-ray.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
@@ -35,6 +37,15 @@ $(RAY_STAMP): $(STAMP) requirements-ray.lock
 
 test-parity: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/parity
+
+# The studio in a real browser; writes screenshots to outputs/.
+test-browser: install chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m browser tests/serving
+
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "Chromium is needed: apt-get install chromium"; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 lint: install
 	$(BIN)/ruff check .
