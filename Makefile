@@ -4,13 +4,13 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The tests need every door.
-LOCKS := requirements.lock requirements-serve-test.lock requirements-ray.lock
+# With what the tests of the studio and the REST interface need.
+LOCKS := requirements.lock requirements-serve-test.lock
 RAY_STAMP := $(VENV)/.installed-ray
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-parity test-ray lint format no-torchvision check miniature clean
+.PHONY: install demo test test-parity test-ray test-browser chromium lint format no-torchvision check miniature clean
 
 install: $(STAMP)
 
@@ -43,7 +43,7 @@ test-browser: install chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m browser tests/serving
 
 chromium:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
 	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "Chromium is needed: apt-get install chromium"; exit 1; }; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 

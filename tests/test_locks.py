@@ -33,6 +33,7 @@ def test_every_declared_dependency_is_pinned():
     for lock, wanted in (
         ("requirements.lock", [*project["dependencies"], *extras["dev"]]),
         ("requirements-serve.lock", extras["serve"]),
+        ("requirements-serve-test.lock", extras["serve-test"]),
         ("requirements-ray.lock", extras["ray"]),
     ):
         names = [re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted]

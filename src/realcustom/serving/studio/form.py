@@ -87,6 +87,7 @@ def subject_row(index: int) -> SubjectRow:
             type="filepath",
             format="png",
             columns=3,
+            fit_columns=False,
             height=220,
             sources=["upload", "clipboard"],
             object_fit="contain",

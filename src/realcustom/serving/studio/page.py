@@ -76,7 +76,7 @@ class Page:
 def build_studio(service: Service) -> gr.Blocks:
     """The studio on a service; it is mounted, not launched."""
     # What the page copies of pictures is looked at once an hour and forgotten after a day.
-    with gr.Blocks(title="realcustom", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(title="realcustom", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         gr.HTML(
             "<h1>realcustom</h1><p>Your own subject in new images: a reference picture and a word of the prompt.</p>",
             elem_classes="rc-title",
@@ -131,6 +131,7 @@ def _left(service: Service) -> dict[str, Any]:
                 label="Examples",
                 elem_id="examples",
                 cache_examples=False,
+                visible_columns=[0, 2],
             )
         with gr.Accordion("Restore the settings of an image", open=False):
             dropped = gr.File(label="Drop a PNG that was made here", file_types=[".png"], height=110, elem_id="restore")

@@ -40,6 +40,7 @@ def people_fields() -> People:
             gallery = gr.Gallery(
                 label="Characters",
                 columns=3,
+                fit_columns=False,
                 height=300,
                 object_fit="cover",
                 allow_preview=False,
@@ -83,6 +84,7 @@ def _record_fields() -> list[Any]:
         type="filepath",
         format="png",
         columns=4,
+        fit_columns=False,
         height=180,
         sources=["upload", "clipboard"],
         object_fit="contain",
