@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from realcustom.batch import outputs, places
 from realcustom.batch.jobs import read_jobs
 from realcustom.batch.run import run_local
+from realcustom.cli import main
 from realcustom.distributed.cluster import Share, share
 from realcustom.distributed.ray_batch import RayBatch
 from realcustom.engine import Engine
@@ -122,6 +125,34 @@ def test_what_an_engine_reserves(cluster):
     assert share(None) == (1, Share(cpus=1.0, gpus=0.0))
     assert share(2) == (2, Share(cpus=0.5, gpus=0.0))
     assert share(200) == (200, Share(cpus=0.01, gpus=0.0))
+
+
+def test_the_command(cluster, tmp_path, tiny_model, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("rex.png")
+    Path("jobs.jsonl").write_text(f"{json.dumps(job('a', num_images=2))}\n{json.dumps(job('odd', width=60))}")
+    command = ["batch", "jobs.jsonl", "--out", "out", "--model", str(tiny_model), "--engine", "ray", "--workers", "1"]
+    codes, said = [], []
+    for extra in ([], ["--skip-bad"]):
+        with pytest.raises(SystemExit) as leaving:
+            main([*command, *extra])
+        codes.append(leaving.value.code)
+        said.append(capsys.readouterr().err)
+    assert codes == [2, 0]
+    assert "jobs.jsonl, line 2: The width must be a multiple of 8" in said[0]
+    assert "Images: 2 (" in said[1]
+    assert sorted(os.listdir("out")) == ["a-0.png", "a-1.png", "a.json"]
+
+
+def test_a_cluster_that_is_not_there():
+    # In a process of its own: this one has joined a cluster already.
+    program = (
+        "from realcustom.distributed.cluster import connect\n"
+        "try:\n    connect('127.0.0.1:1')\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == 'There is no Ray cluster at "127.0.0.1:1".\n'
 
 
 def _workers() -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import psutil
@@ -11,6 +12,8 @@ from conftest import picture
 
 from realcustom import Engine, Request, Subject
 from realcustom.distributed.ray_serve import deploy
+from realcustom.serving.records import DONE, UNFINISHED
+from realcustom.serving.service import Service
 from realcustom.types import Cancelled
 
 DOG = Request(prompt="a dog on the beach", subjects={"dog": picture(0)}, steps=3, seed=1)
@@ -115,6 +118,18 @@ def test_a_dead_replica_costs_time_only(local, remote):
     (result,) = remote.run_many([DOG], progress=kill)
     assert killed
     assert same(result, local.run(DOG))
+
+
+def test_the_service_works_on_it(remote, tmp_path):
+    service = Service(remote, tmp_path)
+    service.start()
+    jobs = [service.submit({"prompt": "a toy", "steps": 3, "seed": seed}) for seed in range(4)]
+    deadline = time.monotonic() + 120
+    while any(service.jobs.get(job.id).state in UNFINISHED for job in jobs) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    finished = [service.jobs.get(job.id) for job in jobs]
+    service.stop()
+    assert [(job.state, len(job.images), job.error) for job in finished] == [(DONE, 1, None)] * 4
 
 
 @pytest.mark.parametrize(

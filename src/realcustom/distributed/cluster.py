@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,10 +56,22 @@ def connect(address: str | None = None) -> bool:
         start_local()
         return True
     try:
+        _check_reachable(address)
         ray.init(address, **QUIET)
     except (ConnectionError, ValueError) as error:
         raise ValueError(f'There is no Ray cluster at "{address}".') from error
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """ConnectionError where nothing listens at host:port, for which Ray itself would wait many minutes."""
+    host, colon, port = address.rsplit("/", 1)[-1].rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(address) from error
 
 
 def start_local(cpus: int | None = None) -> None:
