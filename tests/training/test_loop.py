@@ -170,6 +170,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
         train(config(tmp_path), resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, shard):
     train(config(tmp_path / "one", noise=0.0, batch_size=8))
@@ -179,7 +180,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, shard):
     port = str(29500 + os.getpid() % 1000 + shard)
     for steps in ("12", "12"):
         subprocess.run(
-            [*launcher, port, *module, "--resume", "--max-steps", steps], env=environment(), check=True, timeout=120
+            [*launcher, port, *module, "--resume", "--max-steps", steps], env=environment(), check=True, timeout=500
         )
     one, two = (outcome(tmp_path / name) for name in ("one", "two"))
     for stem in ("trained.net", "average"):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from .average import WeightAverage
@@ -111,6 +112,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         if run.parts.close is not None:
             run.parts.close()
         run.accelerator.end_training()
+        AcceleratorState._reset_state()  # it is global, and would force this run's precision on the next one
     return last
 
 
