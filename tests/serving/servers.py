@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 class Server:
     """`realcustom serve` on a free port of this machine, until it is stopped or killed."""
 
-    def __init__(self, model: str, data: Path, *options: str, seconds: float = 180.0):
+    def __init__(self, model: str, data: Path, *options: str, seconds: float = 600.0):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", "from realcustom.cli import main; main()", "serve", "--port", "0"]
         command += ["--model", model, "--data", str(data), *options]
