@@ -1,6 +1,7 @@
 """Every recipe runs: the real backbones in their dry form, the miniature from cut-outs to the packaged folder."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from realcustom.data.world import StickerWorld, WorldSettings
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.pipelines.sd15 import RealCustomPipeline
-from realcustom.training import latents
+from realcustom.training import latents, miniature
 from realcustom.training.adapter import AdapterLoss, squash
 from realcustom.training.backbones import RandomRecords
 from realcustom.training.config import Feed
@@ -109,7 +110,11 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
     base = {"vae": tmp_path / "vae/export", "cache": tmp_path / "latents", "count": 16, "workers": 1}
     train(recipe("miniature_base", **shared, **base, out=tmp_path / "base").replace(**short))
     adapter = {"base": tmp_path / "base/export", "cache": tmp_path / "latents", "count": 16}
-    train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**short))
+    # Sample grids between the steps share the U-Net, and its processors, with the training.
+    monkeypatch.setattr(miniature, "AdapterGrid", partial(miniature.AdapterGrid, steps=1))
+    sampled = {"sample_every": 1, "log_every": 1}
+    train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**sampled))
+    assert len(list((tmp_path / "plus/samples").glob("*.png"))) == 2
     shared.pop("subjects")
     train(recipe("miniature_realcustom", **shared, **adapter, out=tmp_path / "plain").replace(**short))
     for name in ("plus", "plain"):

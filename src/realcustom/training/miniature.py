@@ -23,7 +23,7 @@ from realcustom.encoders.image import ReferenceEncoder
 from realcustom.guidance.mask import MaskSettings
 from realcustom.miniature.builders import IMAGE_SIZE, LATENT_SIZE, build_reference_encoder
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import installed
+from realcustom.models.attention import AttentionContext, installed
 from realcustom.pipelines.sd15 import RealCustomPipeline
 
 from .adapter import AdapterLoss, CurriculumCache, export_adapter
@@ -89,7 +89,12 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
     stack = ExitStack()
     attention = stack.enter_context(installed(base["unet"], (LATENT_SIZE, LATENT_SIZE)))
     empty = torch.from_numpy(tokenize(base["tokenizer"], [""])[0]).long()
-    sample = AdapterGrid(tokenizer=base["tokenizer"], scheduler=base["scheduler"], examples=tuple(run.examples))
+    sample = AdapterGrid(
+        attention=attention,
+        tokenizer=base["tokenizer"],
+        scheduler=base["scheduler"],
+        examples=tuple(run.examples),
+    )
     return Parts(
         trained={"adapter": adapter, "reference_encoder": encoder},
         frozen={name: base[name] for name in ("unet", "vae", "text_encoder")},
@@ -103,8 +108,13 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterGrid:
-    """Every example as reference, text only and customised; (modules, step) -> uint8 (H, W, 3)."""
+    """Every example as reference, text only and customised; (modules, step) -> uint8 (H, W, 3).
 
+    `attention` is the training's context on the same U-Net: it is cleared first, since the text-only pictures go through
+    its processors.
+    """
+
+    attention: AttentionContext
     tokenizer: object
     scheduler: object
     examples: tuple[tuple[str, str, Image.Image], ...]
@@ -112,6 +122,7 @@ class AdapterGrid:
     guidance_scale: float = 3.5
 
     def __call__(self, modules: Modules, step: int) -> np.ndarray:
+        self.attention.text_only()
         pipeline = RealCustomPipeline(
             vae=modules["vae"],
             text_encoder=modules["text_encoder"],
