@@ -12,9 +12,6 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; overflow-x: hidden; }
-#examples table { table-layout: fixed; width: 100%; }
-#examples th, #examples td { white-space: normal; overflow-wrap: anywhere; }
-#examples th { font-weight: 500; }
 footer { display: none !important; }
 .rc-title h1 { font-size: 1.5rem; margin: 0; letter-spacing: -0.02em; }
 .rc-title p { color: var(--body-text-color-subdued); margin: 0.1rem 0 0; }

@@ -131,7 +131,7 @@ def _left(service: Service) -> dict[str, Any]:
                 label="Examples",
                 elem_id="examples",
                 cache_examples=False,
-                visible_columns=[0, 2],
+                example_labels=[text for *_, text in samples],
             )
         with gr.Accordion("Restore the settings of an image", open=False):
             dropped = gr.File(label="Drop a PNG that was made here", file_types=[".png"], height=110, elem_id="restore")
