@@ -6,6 +6,7 @@ on every node: a shared file system or a store's URLs.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -70,12 +71,13 @@ class RayBatch:
                 yield outcome
 
     def _round(self, tasks: list[Task]) -> Iterator[Outcome]:
-        """Independent tasks in any order. A task of a worker that dies goes to another one."""
+        """Independent tasks in any order. Ray Data starts a worker that dies again, and its tasks with it."""
         if not tasks:
             return
         ray = import_ray()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         size = self.loading["batch_size"] or (4 if self.share.gpus else 1)
         rows = [{"tasks": pickle.dumps(group)} for group in groups(tasks, size)]
         workers = min(self.count, len(rows))
@@ -86,8 +88,6 @@ class RayBatch:
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus or None,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for row in made.iter_rows():
             yield from pickle.loads(row["outcomes"])
