@@ -25,7 +25,7 @@ footer { display: none !important; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.4rem !important; }
-  .gradio-container main, .gradio-container .main { padding: 0.2rem !important; }
+  .gradio-container .main.fillable { padding: 0.2rem !important; }
   .rc-title p { display: none; }
 }
 """
@@ -43,7 +43,8 @@ def look() -> dict[str, Any]:
     )
     # The lighter default is hard to read on white.
     theme = theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
-    return {"theme": theme, "css": CSS}
+    # In the head, since gradio rewrites the selectors of its own css argument.
+    return {"theme": theme, "head": f"<style>{CSS}</style>"}
 
 
 def sentence_box() -> gr.HTML:
