@@ -45,15 +45,11 @@ def serve(
 ) -> None:
     """Open the studio and the REST interface: http://127.0.0.1:7860 and /v1."""
     from realcustom.cli.console import quiet
-    from realcustom.serving.guard import is_loopback
     from realcustom.serving.limits import Limits
 
-    if not is_loopback(host) and not token:
-        raise ValueError(f"Other machines can reach {host}: choose a secret with --token, or listen on 127.0.0.1.")
+    _check_token(host, token)
     if engine is Place.local and (replicas or max_replicas):
         raise ValueError("--replicas and --max-replicas are for --engine ray; the local engine is one.")
-    if token is not None and len(token) < 8:
-        raise ValueError("The token must have at least 8 characters.")
     listener = _listen(host, port)
     limits = Limits(
         queue=queue, seconds=time_limit, upload_bytes=round(max_upload * 2**20), pixels=round(max_pixels * 2**20)
@@ -75,6 +71,15 @@ def serve(
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _check_token(host: str, token: str | None) -> None:
+    from realcustom.serving.guard import is_loopback
+
+    if not is_loopback(host) and not token:
+        raise ValueError(f"Other machines can reach {host}: choose a secret with --token, or listen on 127.0.0.1.")
+    if token is not None and len(token) < 8:
+        raise ValueError("The token must have at least 8 characters.")
 
 
 def _local(model: str, adapter: str | None, device: str | None, dtype: str | None, batch_size: int | None):
