@@ -110,8 +110,8 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
 class AdapterGrid:
     """Every example as reference, text only and customised; (modules, step) -> uint8 (H, W, 3).
 
-    `attention` is the training's context on the same U-Net: it is cleared first, since the text-only pictures go through
-    its processors.
+    `attention` is the training's context on the same U-Net: it is cleared first, since the text-only pictures go
+    through its processors.
     """
 
     attention: AttentionContext
