@@ -95,7 +95,8 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
     return Parts(
         trained={"unet": unet, "text_encoder": text_encoder},
         frozen={"vae": AutoencoderTiny.from_pretrained(vae)},
-        loss=BaseLoss(scheduler=scheduler, empty_tokens=empty[0]),
+        # As for the adapter: Min-SNR weights would leave nearly none on high noise, where word and place are decided.
+        loss=BaseLoss(scheduler=scheduler, empty_tokens=empty[0], min_snr=None),
         data=partial(feed_batches, source=source),
         sample=TextGrid(scheduler=scheduler, tokens=prompts, empty_tokens=empty[0]),
         export=BaseExport(tokenizer=tokenizer, scheduler=scheduler),
