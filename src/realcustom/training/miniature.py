@@ -166,14 +166,16 @@ def export_miniature(base: str | Path, adapter: str | Path, folder: str | Path, 
     for component in (pipeline.unet, pipeline.vae, pipeline.reference_encoder, pipeline.adapter):
         component.to(torch.float16)
     pipeline.save_pretrained(folder)
-    _drop_derived_setting(folder / "vae" / "config.json", "block_out_channels")
+    _drop_setting(folder / "vae" / "config.json", "block_out_channels")
+    for config in folder.rglob("config.json"):
+        _drop_setting(config, "_name_or_path")
     if notes is not None:
         (folder / "knows.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="ascii")
     return folder
 
 
-def _drop_derived_setting(config: Path, name: str) -> None:
-    """AutoencoderTiny saves a setting that it derives itself, and warns about it whenever it is loaded."""
+def _drop_setting(config: Path, name: str) -> None:
+    """Remove what says where the parts lay, and what AutoencoderTiny derives itself and warns about at loading."""
     settings = json.loads(config.read_text())
     settings.pop(name, None)
     config.write_text(json.dumps(settings, indent=2) + "\n")
