@@ -34,7 +34,7 @@ def recipe(
     return TrainConfig(
         name="miniature-realcustom",
         out=out,
-        build=partial(adapter_parts, run, build_scoring_adapter, min_snr=5.0),
+        build=partial(adapter_parts, run, build_scoring_adapter, min_snr=None),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.9995,
