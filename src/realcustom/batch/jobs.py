@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from realcustom.batch import places
+from realcustom.characters import Character, read_record
 from realcustom.references import check_words
 from realcustom.types import Request, Subject
 
@@ -49,10 +50,16 @@ class Problem:
     sentence: str
 
 
-def read_jobs(place: str) -> tuple[list[Job], list[Problem]]:
+def read_jobs(
+    place: str, find: Callable[[str], Character | None] = lambda name: None
+) -> tuple[list[Job], list[Problem]]:
     """The jobs of a file, each after those it needs, and what is wrong with the other lines.
 
     A line that needs a bad one is bad itself. Pictures are not opened here.
+
+    Args:
+        place: of the file.
+        find: a character by name, for prompts that mention one; by default there are none.
 
     Raises:
         ValueError: there is no such file, or it holds no line.
@@ -71,7 +78,7 @@ def read_jobs(place: str) -> tuple[list[Job], list[Problem]]:
             first = named.setdefault(name.casefold(), number)
             if first != number:
                 raise ValueError(f'The id "{name}" is that of line {first}, too (upper and lower case are the same).')
-            jobs[name] = Job(name, number, _request(record, folder))
+            jobs[name] = Job(name, number, _request(record, folder, find))
         except ValueError as error:
             problems[number] = str(error)
     if not jobs and not problems:
@@ -155,8 +162,11 @@ def _id(record: dict[str, Any]) -> str:
     return name
 
 
-def _request(record: dict[str, Any], folder: str) -> Request:
-    request = Request.from_dict(record)
+def _request(record: dict[str, Any], folder: str, find: Callable[[str], Character | None]) -> Request:
+    describe = record.pop("describe_characters", False)
+    if not isinstance(describe, bool):
+        raise ValueError(f"describe_characters must be true or false, not {describe!r}.")
+    request = Request.from_dict(read_record(record, find, describe))
     for word, subject in request.subjects.items():
         _check_subject(word, subject)
     check_words(request)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from realcustom.cli import batch, convert, data, evaluate, generate, models, repeat, serve, train
+from realcustom.cli import batch, characters, convert, data, evaluate, generate, models, repeat, serve, train
 
 app = typer.Typer(
     name="realcustom",
@@ -25,6 +25,7 @@ app.command(name="convert")(convert.convert)
 app.command(name="train")(train.train)
 app.command(name="serve")(serve.serve)
 app.add_typer(models.app, name="models")
+app.add_typer(characters.app, name="characters")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
 

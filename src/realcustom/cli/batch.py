@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import load_engine, quiet, status, stderr_console
 from realcustom.cli.options import Place
 
@@ -38,12 +39,13 @@ def batch(
     adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    characters: Folder = FOLDER,
 ) -> None:
     """Make the images of many requests; run it again after any interruption and it makes only what is missing.
 
     A line is {"id": "rex-1", "prompt": "a dog on the beach", "subjects": {"dog": "rex.png"}, "seed": 7}, with any
-    other setting of a request; "@rex-1" in the place of an image is the result of that line. All lines are checked
-    before any work starts.
+    other setting of a request; "@rex-1" in the place of an image is the result of that line, and "@rex" in a prompt is
+    a character. All lines are checked before any work starts.
     """
     from realcustom.batch import outputs, places
     from realcustom.batch.jobs import read_jobs
@@ -53,7 +55,7 @@ def batch(
         raise ValueError("--workers is for --engine ray; the local engine is one.")
     quiet()
     source, out = places.absolute(jobs), places.absolute(out)
-    good, problems = read_jobs(source)
+    good, problems = read_jobs(source, finder(characters))
     with status("Checking pictures ..."):
         good, more, hashes = outputs.check_files(good, source, out, save_masks)
     _tell(jobs, [*problems, *more], skip_bad)

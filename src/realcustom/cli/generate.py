@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from realcustom.characters import read_mentions
+from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.options import read_size, read_subjects
 from realcustom.cli.results import save_result
@@ -16,7 +18,7 @@ from realcustom.types import Request
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help='What the image shows: "a dog on the beach".')],
+    prompt: Annotated[str, typer.Argument(help='What the image shows: "a dog on the beach"; @rex is a character.')],
     subject: Annotated[
         list[str],
         typer.Option(metavar="WORD=IMAGE", help="A word of the prompt and what it looks like; may be repeated."),
@@ -47,12 +49,18 @@ def generate(
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Also write out.mask.WORD.png and overlays.")
     ] = False,
+    characters: Folder = FOLDER,
+    describe_characters: Annotated[
+        bool, typer.Option("--describe-characters", help="Add the descriptions of mentioned characters to the prompt.")
+    ] = False,
 ) -> None:
     """Make images of a prompt, with your own subjects in the place of its words."""
     check_output(out)
+    given = read_subjects(subject, strength)
+    prompt, subjects = read_mentions(prompt, given, finder(characters), describe_characters)
     request = Request(
         prompt=prompt,
-        subjects=read_subjects(subject, strength),
+        subjects=subjects,
         negative_prompt=negative_prompt,
         steps=steps,
         seed=seed,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from realcustom.cli.characters import FOLDER
 from realcustom.cli.options import Place
 
 
@@ -28,7 +29,7 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="REALCUSTOM_TOKEN", help="Secret that every request must bring.")
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder of images, generations and characters.")] = Path("outputs/serve"),
+    data: Annotated[Path, typer.Option(help="Folder of images, generations and characters.")] = FOLDER,
     queue: Annotated[int, typer.Option(min=1, help="Generations that may wait; one more is refused.")] = 32,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds a generation may take.")] = 600.0,
     max_upload: Annotated[float, typer.Option(min=0.01, help="MiB of one request.")] = 32.0,

@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS characters (
 );
 """
 
+DATABASE = "realcustom.sqlite"
+PICTURES = "pictures"
+
 
 class Store:
     """One data folder, opened by one server at a time.
@@ -65,14 +68,12 @@ class Store:
         except OSError as error:
             self._owner.close()
             raise ValueError(f"Another server uses the data folder {folder}; give this one another --data.") from error
-        self.pictures = Blobs(self.folder / "pictures", ".png", "image")
+        self.pictures = Blobs(self.folder / PICTURES, ".png", "image")
         self.masks = Blobs(self.folder / "masks", ".npz", "mask")
         self.pictures.sweep()
         self.masks.sweep()
         self._lock = threading.RLock()
-        self._database = sqlite3.connect(
-            self.folder / "realcustom.sqlite", check_same_thread=False, isolation_level=None
-        )
+        self._database = sqlite3.connect(self.folder / DATABASE, check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
