@@ -21,7 +21,17 @@ from realcustom.training.latents import CacheSettings, LatentCache, cache_latent
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-WORLD = WorldSettings(no_scene=0.15, repaint=0.3)
+# Narrower than the world's defaults: poses, sizes and patterns that vary less are learned from fewer samples.
+WORLD = WorldSettings(
+    no_scene=0.1,
+    repaint=0.3,
+    turn=16.0,
+    area=(0.2, 0.5),
+    patterned=0.2,
+    style=0.06,
+    companion=0.05,
+    two_subjects=0.18,
+)
 PROMPTS = (
     "a dog on the beach",
     "a cat in the forest",
@@ -47,7 +57,7 @@ def recipe(
     count: int = 100_000,
     steps: int = 28_000,
     batch_size: int = 16,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 6e-4,
     workers: int = 2,
     seed: int = 0,
 ) -> TrainConfig:
@@ -66,7 +76,7 @@ def recipe(
             learning_rate=learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.01,
-            schedule=partial(hold_and_decay, warmup=500, decay=0.25, floor=0.05),
+            schedule=partial(hold_and_decay, warmup=300, decay=0.25, floor=0.05),
         ),
         checkpoint=CheckpointSettings(every_minutes=8),
         log_every=50,

@@ -29,7 +29,7 @@ def test_any_text_is_read(tokenizer):
     assert tokenizer.eos_token_id not in tokens[:-1]
     assert not is_known(tokenizer, "zorblax")
     padded = tokenizer([text, "dog"], padding="max_length", truncation=True)["input_ids"]
-    assert {len(row) for row in padded} == {77}
+    assert {len(row) for row in padded} == {32}
 
 
 def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
@@ -37,7 +37,7 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
     text = "a dragon wearing a crown in the forest, watercolor"
     assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert (loaded.model_max_length, loaded.pad_token_id) == (77, tokenizer.eos_token_id)
+    assert (loaded.model_max_length, loaded.pad_token_id) == (32, tokenizer.eos_token_id)
 
 
 def test_an_empty_corpus_is_refused():
@@ -57,7 +57,7 @@ def test_shapes_and_sizes(tokenizer):
     text = text_encoder(
         input_ids=torch.tensor([tokenizer("a dog", padding="max_length")["input_ids"]])
     ).last_hidden_state
-    assert text.shape == (1, 77, builders.TEXT_WIDTH)
+    assert text.shape == (1, 32, builders.TEXT_WIDTH)
     assert unet(torch.zeros(1, 8, 16, 16), 1, encoder_hidden_states=text).sample.shape == (1, 8, 16, 16)
     layers = adapter(encoder.negative(1))
     assert layers[0][0].shape[:2] == (1, 2 * encoder.tokens)

@@ -1,6 +1,6 @@
 """The miniature's networks: stock classes of diffusers and transformers at small sizes. The numbers live here.
 
-Shapes: pictures (B, 3, 128, 128) in [-1, 1]; latents (B, 8, 16, 16), unit variance after scaling; text (B, 77, 192);
+Shapes: pictures (B, 3, 128, 128) in [-1, 1]; latents (B, 8, 16, 16), unit variance after scaling; text (B, 32, 192);
 reference tokens (R, 64, 192). All builders give random weights; seed torch before calling them.
 """
 
@@ -50,17 +50,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """16.9 M parameters, text cross-attention at 16 x 16 and 8 x 8; few wide heads, which a CPU computes faster."""
+    """9.6 M parameters, text cross-attention at 16 x 16 and 8 x 8; few wide heads, which a CPU computes faster."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(128, 256),
+        block_out_channels=(96, 192),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(2, 4),
+        attention_head_dim=(2, 3),
         transformer_layers_per_block=1,
         norm_num_groups=16,
         use_linear_projection=True,

@@ -16,7 +16,8 @@ from transformers import CLIPTokenizer
 WORD_END = "</w>"
 START = "<|startoftext|>"
 END = "<|endoftext|>"
-MAX_TOKENS = 77
+MAX_TOKENS = 32
+"""The longest caption of the sticker world has 24; every position costs time in each cross-attention."""
 
 
 def train_tokenizer(corpus: Iterable[str], max_merges: int = 8192) -> CLIPTokenizer:
