@@ -12,6 +12,7 @@ from realcustom import Request
 from realcustom.characters import Character
 from realcustom.metadata import read_metadata
 from realcustom.references import pixels_sha256
+from realcustom.serving.records import forget_unused
 
 from .conftest import data_url, png, wait
 
@@ -118,6 +119,18 @@ def test_removing_a_generation_keeps_images_that_are_in_use(client, service):
         assert client.delete(f"/v1/generations/{job['id']}").status_code == 204
     assert client.get(f"/v1/images/{first['image_ids'][0]}").status_code == 200
     assert client.get(f"/v1/images/{second['image_ids'][0]}").status_code == 404
+
+
+def test_old_uploads_that_nothing_uses_are_removed(client, service):
+    made = wait(client, client.post("/v1/generations", json=ASK).json()["id"])
+    kept = [service.store.add_picture(picture(number))["id"] for number in (5, 6)]
+    unused = service.store.add_picture(picture(7))["id"]
+    service.save_character({"name": "rex", "word": "dog", "images": kept[:1], "faces": kept[1:]})
+    assert forget_unused(service.store, days=1.0) == 0
+    assert forget_unused(service.store, days=0.0) == 1
+    for image in (*kept, *made["image_ids"]):
+        assert client.get(f"/v1/images/{image}").status_code == 200
+    assert client.get(f"/v1/images/{unused}").status_code == 404
 
 
 def test_characters_are_saved_changed_used_and_removed(client):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from realcustom.types import whole
+from realcustom.types import finite, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Limits:
     pixels: of one uploaded picture.
     pictures: reference pictures of one generation.
     images: images that one generation may ask for.
+    days: how long an upload that nothing uses is kept; a server that starts removes older ones.
     """
 
     queue: int = 32
@@ -29,10 +30,12 @@ class Limits:
     pixels: int = 32 * 2**20
     pictures: int = 16
     images: int = 16
+    days: float = 7.0
 
     def __post_init__(self) -> None:
         for name in ("queue", "upload_bytes", "pixels", "pictures", "images"):
             whole(f"The limit {name}", getattr(self, name), 1, 2**40)
+        finite("The limit days", self.days, 0.0, 1e6)
         if not self.seconds > 0:
             raise ValueError(f"The limit seconds must be above 0, not {self.seconds}.")
 

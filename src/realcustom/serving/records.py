@@ -153,6 +153,20 @@ class Jobs:
                 self.store.masks.remove(job.masks)
 
 
+def forget_unused(store: Store, days: float) -> int:
+    """Remove pictures that came more than `days` ago and that no generation and no character names; how many.
+
+    They are uploads that were never used, or whose generations were removed.
+    """
+    with store.transaction() as database:
+        old = database.execute("SELECT id FROM pictures WHERE created < ?", (time.time() - days * 86400,)).fetchall()
+        unused = [row["id"] for row in old if not _used(database, row["id"])]
+        database.executemany("DELETE FROM pictures WHERE id = ?", [(image,) for image in unused])
+    for image in unused:
+        store.pictures.remove(image)
+    return len(unused)
+
+
 class Cast:
     """The characters of a store."""
 

@@ -11,7 +11,7 @@ from realcustom.metadata import read_metadata
 from realcustom.references import Reference, check_words
 from realcustom.serving.limits import Limits
 from realcustom.serving.metrics import Metrics
-from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs
+from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_unused
 from realcustom.serving.runner import Runner, stored_request
 from realcustom.serving.store import Store
 from realcustom.types import Request, Subject
@@ -40,7 +40,8 @@ class Service:
         self.runner = Runner(engine, self.jobs, self.open_request, self.limits, self.metrics)
 
     def start(self) -> None:
-        """Begin to work; what an earlier server left unfinished comes first."""
+        """Begin to work; what an earlier server left unfinished comes first, and old unused uploads go."""
+        forget_unused(self.store, self.limits.days)
         self.runner.start()
 
     def stop(self) -> None:
