@@ -59,11 +59,13 @@ def recipe(
     batch_size: int = 16,
     learning_rate: float = 6e-4,
     workers: int = 2,
+    compile: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
     """About 450,000 samples. `start` is the exported folder of an earlier run to go on from; empty starts anew.
 
     The cache is filled first, by `workers` processes; it holds references too, so that the adapter trains on it.
+    `compile` needs a C++ compiler and makes the training a quarter faster.
     """
     return TrainConfig(
         name="miniature-base",
@@ -81,6 +83,7 @@ def recipe(
         checkpoint=CheckpointSettings(every_minutes=8),
         log_every=50,
         sample_every=1000,
+        compile=("unet",) if compile else (),
         seed=seed,
     )
 

@@ -1,6 +1,7 @@
 """The loop: exact resume, kills at any moment, signals, broken losses, several processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,19 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, shard):
         assert max(differences) < (1e-3 if stem == "average" else 2e-2)
     exported = torch.load(tmp_path / "two" / "export" / "net.pt")
     assert torch.equal(exported["0.weight"], two[0]["average"]["net.0.weight"])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_learn_the_same(tmp_path):
+    plain, compiled = (config(tmp_path / (name or "plain"), noise=0, compile=name) for name in ("", "net"))
+    train(plain)
+    train(compiled)
+    first, second = (load_checkpoint(list_checkpoints(one.out / "checkpoints")[-1])[0] for one in (plain, compiled))
+    assert first["trained.net"].keys() == second["trained.net"].keys()
+    for name, tensor in first["trained.net"].items():
+        torch.testing.assert_close(second["trained.net"][name], tensor, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='no network "nut" to compile'):
+        train(config(tmp_path / "nut", compile="nut"))
 
 
 def test_options_are_read_and_refused():

@@ -84,6 +84,7 @@ def recipe(
     workers: int = 0,
     shard: bool = False,
     precision: str = "no",
+    compile: str = "",
 ) -> TrainConfig:
     if die_in_save_number:
         die_in_save(die_in_save_number)
@@ -101,4 +102,5 @@ def recipe(
         log_every=3,
         sample_every=6,
         shard=shard,
+        compile=tuple(filter(None, compile.split(","))),
     )

@@ -77,6 +77,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,  # Stable Diffusion's; trailing steps do not use it
         set_alpha_to_one=False,
     )
 

@@ -115,6 +115,7 @@ class TrainConfig:
     ema_decay: of the weight average that is sampled and exported; None for none.
     shard: with several processes, shard the trained networks (FSDP `fully_shard`) instead of copying them (DDP).
     gradient_checkpointing: recompute activations in the backward pass of diffusers' networks.
+    compile: names of networks to run through `torch.compile`, minutes at the start against some tenths of each step.
     trackers: names that accelerate knows ("tensorboard", "wandb"), beside the log that is always written.
     """
 
@@ -133,6 +134,7 @@ class TrainConfig:
     seed: int = 0
     shard: bool = False
     gradient_checkpointing: bool = False
+    compile: tuple[str, ...] = ()
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -28,7 +28,7 @@ from .config import Feed, Parts, TrainConfig
 from .logs import JsonLines, save_picture
 from .signals import StopRequest, stop_requests
 from .state import assign_tensors, gather_tensors, optimizer_tensors, restore_optimizer
-from .wrapping import Trainee, enable_checkpointing, shard, whole_weights
+from .wrapping import Trainee, compile_networks, enable_checkpointing, shard, whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ def _prepare(config: TrainConfig) -> Run:
     trainee = Trainee(parts).to(accelerator.device)
     if config.gradient_checkpointing:
         enable_checkpointing(parts)
+    compile_networks(parts, config.compile)
     sharded = config.shard and accelerator.num_processes > 1
     if sharded:
         shard(trainee, accelerator)
@@ -316,7 +317,8 @@ def _sample(run: Run) -> None:
 
 @contextmanager
 def _averaged(run: Run) -> Iterator[None]:
-    """The networks as they are used: averaged weights, whole."""
-    with nullcontext() if run.average is None else run.average.applied(), whole_weights(run.parts.trained):
+    """The networks as they are used: averaged weights, whole, not compiled for what a training never calls again."""
+    average = nullcontext() if run.average is None else run.average.applied()
+    with average, whole_weights(run.parts.trained), torch.compiler.set_stance("force_eager"):
         run.model.eval()
         yield

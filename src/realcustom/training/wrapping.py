@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -41,6 +41,19 @@ def enable_checkpointing(parts: Parts) -> None:
             module, "enable_gradient_checkpointing"
         ):
             module.enable_gradient_checkpointing()
+
+
+def compile_networks(parts: Parts, names: Sequence[str]) -> None:
+    """`torch.compile` in place, for one shape: a training sees no other; weights keep their names.
+
+    Raises:
+        ValueError: there is no network of a name.
+    """
+    networks = {**parts.frozen, **parts.trained}
+    for name in names:
+        if name not in networks:
+            raise ValueError(f'There is no network "{name}" to compile; this training has {", ".join(networks)}.')
+        networks[name].compile(dynamic=False)
 
 
 def shard(trainee: Trainee, accelerator) -> None:
