@@ -34,7 +34,7 @@ def recipe(
     count: int = 100_000,
     steps: int = 16_000,
     batch_size: int = 16,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     reconstruction: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
