@@ -11,6 +11,7 @@ from realcustom.miniature.builders import build_adapter
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.curriculum import Curriculum, reconstruction_only
 from realcustom.training.miniature import AdapterRun, adapter_parts
+from realcustom.training.objective import noisier_timesteps
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 EXAMPLES = (
@@ -78,8 +79,8 @@ def build(run: AdapterRun, subjects: Path) -> Parts:
     run = AdapterRun(
         **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
     )
-    # Min-SNR weights would leave nearly none on high noise, where a v-predicting model decides on the identity.
-    return adapter_parts(run, build_adapter, min_snr=None)
+    # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
+    return adapter_parts(run, build_adapter, min_snr=None, draw=noisier_timesteps)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

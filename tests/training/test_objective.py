@@ -14,7 +14,7 @@ from realcustom.training.average import WeightAverage
 from realcustom.training.config import Feed, TrainConfig, cosine, hold_and_decay
 from realcustom.training.curriculum import Chooser, Curriculum, Stage, reconstruction_only
 from realcustom.training.feeding import feed_batches
-from realcustom.training.objective import add_noise, drop_conditions, min_snr_weights
+from realcustom.training.objective import add_noise, drop_conditions, min_snr_weights, noisier_timesteps
 
 
 def generator(seed=0):
@@ -49,6 +49,14 @@ def test_unknown_prediction_is_refused():
     scheduler.register_to_config(prediction_type="flow")
     with pytest.raises(ValueError, match="flow"):
         add_noise(torch.zeros(1, 4, 2, 2), scheduler, generator())
+
+
+def test_noisier_timesteps_follow_their_power():
+    drawn = noisier_timesteps(20_000, 1000, generator(), power=2.0)
+    assert 0 <= int(drawn.min()) and int(drawn.max()) == 999
+    # P(t >= 500) = P(u^2 <= 1/2)
+    assert float((drawn >= 500).float().mean()) == pytest.approx(0.5**0.5, abs=0.02)
+    assert float(noisier_timesteps(20_000, 1000, generator(), power=1.0).float().mean()) == pytest.approx(500, abs=10)
 
 
 def test_conditions_drop_in_the_given_shares():

@@ -24,7 +24,15 @@ from .conditions import encode_text, latents_of
 from .config import Batch, Modules
 from .curriculum import Chooser
 from .latents import LatentCache
-from .objective import Noised, add_noise, drop_conditions, min_snr_weights, weighted_error
+from .objective import (
+    DrawTimesteps,
+    Noised,
+    add_noise,
+    drop_conditions,
+    min_snr_weights,
+    uniform_timesteps,
+    weighted_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,7 @@ class AdapterLoss:
     empty_tokens: (T,) of the empty caption.
     encode: (modules, tokens, batch) -> Text.
     keep: range of gamma_num for RealCustom's scoring module, drawn once for a batch.
+    draw: of the timesteps.
     """
 
     attention: AttentionContext
@@ -58,10 +67,11 @@ class AdapterLoss:
     dropout: Dropout = field(default_factory=Dropout)
     min_snr: float | None = None
     keep: tuple[float, float] = KEEP_IN_TRAINING
+    draw: DrawTimesteps = uniform_timesteps
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         unet = modules["unet"]
-        noised = add_noise(latents_of(modules, batch, generator), self.scheduler, generator)
+        noised = add_noise(latents_of(modules, batch, generator), self.scheduler, generator, self.draw)
         shares = {"text": self.dropout.text, "reference": self.dropout.reference, "both": self.dropout.both}
         lost_text, lost_reference = drop_conditions(len(batch["tokens"]), **shares, generator=generator)
         tokens = torch.where(lost_text[:, None], self.empty_tokens.to(lost_text.device), batch["tokens"])

@@ -5,6 +5,7 @@ Shapes: B samples, C latent channels, h, w latent height and width, t timesteps 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,20 +34,41 @@ def alphas_cumprod(scheduler, device: torch.device) -> Tensor:
     return scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
 
 
-def add_noise(latents: Tensor, scheduler, generator: torch.Generator) -> Noised:
+DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
+
+
+def uniform_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
+    """(count,) long in 0..steps - 1, all equally likely."""
+    return torch.randint(steps, (count,), generator=generator, device=generator.device)
+
+
+def noisier_timesteps(count: int, steps: int, generator: torch.Generator, *, power: float = 2.0) -> Tensor:
+    """(count,) long in 0..steps - 1, t = T (1 - u^power) with u uniform: more of the high noise levels.
+
+    Layout and identity are decided there, while at low noise the picture itself tells a network what a condition
+    could. T2I-Adapter (Mou et al. 2023) trains with power 3; 1 is uniform.
+    """
+    shares = torch.rand(count, generator=generator, device=generator.device)
+    return (steps * (1 - shares**power)).long().clamp(0, steps - 1)
+
+
+def add_noise(
+    latents: Tensor, scheduler, generator: torch.Generator, draw: DrawTimesteps = uniform_timesteps
+) -> Noised:
     """Draw a timestep and noise for every sample and form input and target.
 
     Args:
         latents: (B, C, h, w) scaled latents.
         scheduler: a diffusers scheduler; its prediction_type decides the target.
         generator: draws timesteps, then noise.
+        draw: (samples, training timesteps, generator) -> timesteps (B,) long.
 
     Raises:
         ValueError: the scheduler's prediction_type is neither epsilon, v_prediction nor sample.
     """
     latents = latents.float()
     alpha_bar = alphas_cumprod(scheduler, latents.device)
-    timesteps = torch.randint(len(alpha_bar), latents.shape[:1], generator=generator, device=latents.device)
+    timesteps = draw(len(latents), len(alpha_bar), generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     chosen = alpha_bar[timesteps]
     signal, sigma = (value.view(-1, 1, 1, 1) for value in (chosen.sqrt(), (1 - chosen).sqrt()))
