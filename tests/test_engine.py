@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture
 
 from realcustom import Engine, Request, Subject
@@ -160,7 +161,13 @@ def test_a_stock_base_with_an_adapter_folder_equals_the_saved_pipeline(engine, t
     stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     stock.save_pretrained(tmp_path / "base")
     other = Engine.load(str(tmp_path / "base"), adapter=str(tmp_path / "ours"))
-    assert np.array_equal(pixels(other.run(request()).images[0]), pixels(engine.run(request()).images[0]))
+    for name in ("unet", "vae", "text_encoder", "adapter", "reference_encoder"):
+        own, saved = (getattr(one.pipeline, name).state_dict() for one in (other, engine))
+        assert own.keys() == saved.keys()
+        assert all(torch.equal(own[key], saved[key]) for key in own)
+    # Not to the bit: where in memory weights lie may change a last digit, and the mask's threshold may then fall apart.
+    difference = np.abs(pixels(other.run(request()).images[0]).astype(int) - pixels(engine.run(request()).images[0]))
+    assert difference.mean() < 8
     assert other.source == {"model": str(tmp_path / "base"), "adapter": str(tmp_path / "ours")}
 
 
@@ -186,7 +193,6 @@ def test_an_adapter_of_another_family_is_refused(tiny_model, tiny_xl_model):
 
 
 def test_devices_and_dtypes():
-    import torch
 
     assert resolve_dtype(None, torch.device("cpu")) == torch.float32
     assert resolve_dtype(None, torch.device("cuda")) == torch.bfloat16
