@@ -53,7 +53,17 @@ def test_the_ablations_cover_the_papers():
     assert points[0].name == DEFAULT
     assert len({point.name for point in points}) == len(points)
     families = {point.family for point in points}
-    assert {"scope", "spread", "early stop", "interval", "steps", "scoring", "gamma_num", "training"} <= families
+    assert {
+        "scope",
+        "spread",
+        "early stop",
+        "interval",
+        "steps",
+        "scoring",
+        "gamma_num",
+        "training",
+        "preset",
+    } <= families
 
 
 def test_compared_and_skipped(pipelines, judge, made, tmp_path):

@@ -180,7 +180,7 @@ def ablations(
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """The papers' ablations: scope, spread, early stop, interval, steps, scoring, gamma_num, projector, training."""
+    """The papers' ablations, one thing at a time: mask, steps, scoring, gamma_num, projector, training; presets."""
     world = held_out_world(subjects)
     quiet()
     from realcustom.evaluation import ablations as module

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from realcustom.guidance.mask import MaskSettings
+from realcustom.presets import PRESETS
 
 from .arms import Variant
 from .generation import Setup
@@ -17,8 +18,8 @@ DEFAULT = "default"
 
 
 def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
-    """The default first; then scope, binary mask, spread, early stop and interval, steps, scoring, gamma_num, projector
-    and training."""
+    """The default first; then scope, binary mask, spread, early stop, interval, steps, scoring, gamma_num, projector,
+    training and presets."""
     base = replace(setup, mask=mask)
 
     def masked(name: str, family: str, **changes) -> Variant:
@@ -43,6 +44,11 @@ def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
         ("reconstruction", "reconstruction training only"),
     ):
         points.append(Variant(name=told, family="training", setup=base, adapter=name))
+    points += [
+        Variant(name=f"preset {name}", family="preset", setup=replace(base, preset=name))
+        for name in PRESETS
+        if name != base.preset
+    ]
     return points
 
 

@@ -120,7 +120,7 @@ def difference_table(found: Comparison, made: Sequence[Sample], base: str) -> li
     reference = next((arm for arm in found.arms if arm.name == base), None)
     if reference is None:
         return [["", "no comparison: the default itself could not be made"]]
-    columns = ("similarity", "identity_judge", "text", "scene", "copied")
+    columns = ("similarity", "identity_judge", "text", "scene", "copied", "mask_agreement")
     lines = [[f"difference to {base}", *[NAMES[name] for name in columns]]]
     for arm in found.arms:
         if arm is not reference:

@@ -20,6 +20,7 @@ from PIL import Image
 from realcustom.guidance.mask import MaskSettings
 from realcustom.metadata import write_png
 from realcustom.overlays import mask_image
+from realcustom.presets import DEFAULT, preset_named
 from realcustom.types import Subject
 
 from .benchmark import Task, fingerprint, opened
@@ -30,7 +31,8 @@ class Setup:
     """How images are made; None leaves a value to the pipeline.
 
     Attributes:
-        steps: denoising steps.
+        steps: denoising steps, for a preset that leaves them open.
+        preset: a name in `realcustom.presets`, whose steps, mask updates, guidance interval and scheduler are taken.
         guidance_scale: w, or w_t where image_guidance_scale (w_i of RealCustom Eq. 13) is given.
         mask: settings of the guidance mask.
         keep_share: gamma_num, for adapters with a scoring module.
@@ -40,6 +42,7 @@ class Setup:
     """
 
     steps: int = 25
+    preset: str = DEFAULT
     guidance_scale: float = 3.5
     image_guidance_scale: float | None = None
     mask: MaskSettings | None = None
@@ -74,18 +77,22 @@ def make(pipe, task: Task, setup: Setup) -> tuple[Image.Image, list[np.ndarray]]
         )
         for subject in task.subjects
     }
-    out = pipe(
-        task.prompt,
-        subjects=subjects if setup.with_subjects else None,
-        num_inference_steps=setup.steps,
-        guidance_scale=setup.guidance_scale,
-        image_guidance_scale=setup.image_guidance_scale if setup.with_subjects else None,
-        mask=setup.mask,
-        keep_share=setup.keep_share,
-        height=setup.size,
-        width=setup.size,
-        generator=[torch.Generator("cpu").manual_seed(task.seed)],
-    )
+    preset = preset_named(setup.preset)
+    steps = preset.steps or setup.steps
+    with preset.scheduled(pipe):
+        out = pipe(
+            task.prompt,
+            subjects=subjects if setup.with_subjects else None,
+            num_inference_steps=steps,
+            guidance_scale=setup.guidance_scale,
+            guidance_interval=preset.guidance_interval,
+            image_guidance_scale=setup.image_guidance_scale if setup.with_subjects else None,
+            mask=replace(setup.mask or pipe.default_mask, **preset.mask_changes(steps)),
+            keep_share=setup.keep_share,
+            height=setup.size,
+            width=setup.size,
+            generator=[torch.Generator("cpu").manual_seed(task.seed)],
+        )
     masks = [np.asarray(out.masks[word][-1, 0].float()) for word in subjects] if setup.with_subjects else []
     return out.images[0], masks
 
