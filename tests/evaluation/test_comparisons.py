@@ -53,30 +53,24 @@ def test_the_ablations_cover_the_papers():
     assert points[0].name == DEFAULT
     assert len({point.name for point in points}) == len(points)
     families = {point.family for point in points}
-    assert {
-        "scope",
-        "spread",
-        "early stop",
-        "interval",
-        "steps",
-        "scoring",
-        "gamma_num",
-        "training",
-        "preset",
-    } <= families
+    papers = {"scope", "spread", "early stop", "interval", "steps", "scoring", "gamma_num", "training"}
+    assert papers | {"preset"} <= families
 
 
 def test_compared_and_skipped(pipelines, judge, made, tmp_path):
     points = [
-        point for point in ablations(SETUP, MaskSettings()) if point.family in ("default", "interval", "training")
+        point
+        for point in ablations(SETUP, MaskSettings())
+        if point.family in ("default", "interval", "training", "preset")
     ]
     found = compare(points, pipelines, judge, made, tmp_path)
-    assert [arm.name for arm in found.arms] == [DEFAULT, "mask every 2 steps", "mask every 4 steps"]
+    presets = ["preset fast", "preset turbo"]
+    assert [arm.name for arm in found.arms] == [DEFAULT, "mask every 2 steps", "mask every 4 steps", *presets]
     assert len(found.skipped) == 3
     assert all("skipped" in line for line in found.skipped)
-    assert len(comparison_table(found)) == 4
+    assert len(comparison_table(found)) == 6
     differences = difference_table(found, made, DEFAULT)
-    assert len(differences) == 3
+    assert len(differences) == 5
     # With two steps the mask of the first step serves both in either case.
     assert differences[1][1:] == differences[2][1:]
     json.dumps(comparison_results(found, made, {}))
