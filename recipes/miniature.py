@@ -1,4 +1,4 @@
-"""The whole miniature from nothing: autoencoder, base model, RealCustom++ adapter, and the packaged folder.
+"""The whole miniature from nothing: autoencoder, base model, reference encoders, RealCustom++ adapter, package.
 
 `python recipes/miniature.py [subjects] [outputs]`. Each part goes on from its newest checkpoint, so that the command
 can be stopped and started again. From the measured speeds (60 pictures, 40 and 25 samples a second of the three parts)
@@ -28,7 +28,7 @@ class Folders:
 
 
 def main(folders: Folders) -> None:
-    """Train the three parts in order, then package them."""
+    """Train the four parts in order, then package them."""
     here, outputs = Path(__file__).parent, folders.outputs
     paths = {
         "miniature_autoencoder": {"subjects": folders.subjects, "out": outputs / "autoencoder"},
@@ -38,9 +38,15 @@ def main(folders: Folders) -> None:
             "cache": outputs / "latents",
             "out": outputs / "base",
         },
+        "miniature_encoder": {
+            "subjects": folders.subjects,
+            "base": outputs / "base" / "export",
+            "out": outputs / "encoder",
+        },
         "miniature_adapter": {
             "subjects": folders.subjects,
             "base": outputs / "base" / "export",
+            "start": outputs / "encoder" / "export",
             "cache": outputs / "latents",
             "out": outputs / "adapter",
         },

@@ -110,12 +110,16 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
     base = {"vae": tmp_path / "vae/export", "cache": tmp_path / "latents", "count": 16, "workers": 1}
     train(recipe("miniature_base", **shared, **base, out=tmp_path / "base").replace(**short))
     adapter = {"base": tmp_path / "base/export", "cache": tmp_path / "latents", "count": 16}
+    encoder = {"base": tmp_path / "base/export", "workers": 0, "out": tmp_path / "encoder"}
+    train(recipe("miniature_encoder", **shared, **encoder).replace(log_every=1))
+    adapter["start"] = str(tmp_path / "encoder/export")
     # Sample grids between the steps share the U-Net, and its processors, with the training.
     monkeypatch.setattr(miniature, "AdapterGrid", partial(miniature.AdapterGrid, steps=1))
     sampled = {"sample_every": 1, "log_every": 1}
     train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**sampled))
     assert len(list((tmp_path / "plus/samples").glob("*.png"))) == 2
     shared.pop("subjects")
+    adapter.pop("start")  # another projector
     train(recipe("miniature_realcustom", **shared, **adapter, out=tmp_path / "plain").replace(**short))
     for name in ("plus", "plain"):
         folder = export_miniature(

@@ -1,7 +1,8 @@
 """Training the adapter: the base model frozen, all words of the caption, no mask (train-inference decoupling).
 
 The reference enters every cross-attention layer. Where the reference encoders have pretrained weights they stay frozen;
-the miniature's small ones have none, so they are trained together with the adapter. Shapes: B samples, n visual tokens.
+the miniature's small ones come from `realcustom.training.appearance` and are trained on with the adapter.
+Shapes: B samples, n visual tokens.
 """
 
 from __future__ import annotations

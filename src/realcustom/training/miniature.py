@@ -1,7 +1,7 @@
 """Adapter training and export of the miniature: what its recipes have in common.
 
-The reference encoders of the miniature are small and have no pretrained weights, so they are trained together with the
-adapter; on the real backbones they stay frozen.
+The reference encoders of the miniature are small and have no pretrained weights: they learn how subjects look
+(`realcustom.training.appearance`), and go on learning with the adapter; on the real backbones they stay frozen.
 """
 
 from __future__ import annotations

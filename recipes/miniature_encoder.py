@@ -1,0 +1,66 @@
+"""The miniature's reference encoders and projector, on how subjects look: what pretrained backbones bring along."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from realcustom.data.world import WorldSettings
+from realcustom.encoders.image import ReferenceEncoder
+from realcustom.miniature.builders import build_adapter, build_reference_encoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.training.adapter import export_adapter
+from realcustom.training.appearance import Appearances, appearance_heads, appearance_loss
+from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
+from realcustom.training.feeding import feed_batches
+from realcustom.training.miniature import load_base
+
+SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
+# Nothing that makes a subject look other than its reference.
+WORLD = WorldSettings(accessory=0.0, style=0.0, companion=0.0, repaint=0.0, turn=16.0, area=(0.2, 0.5))
+
+
+def recipe(
+    out: Path = Path("outputs/encoder"),
+    base: Path = Path("outputs/base/export"),
+    subjects: Path = SUBJECTS,
+    start: str = "",
+    steps: int = 2500,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    workers: int = 1,
+    seed: int = 0,
+) -> TrainConfig:
+    """About 40,000 references. `start` is an earlier export of this recipe or of the adapter's."""
+    return TrainConfig(
+        name="miniature-encoder",
+        out=out,
+        build=partial(build, base, subjects, start, workers),
+        steps=steps,
+        batch_size=batch_size,
+        ema_decay=0.995,
+        optimizer=OptimizerSettings(
+            learning_rate=learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            schedule=partial(hold_and_decay, warmup=200, decay=0.4, floor=0.02),
+        ),
+        checkpoint=CheckpointSettings(every_minutes=5),
+        log_every=50,
+        seed=seed,
+    )
+
+
+def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
+    """The export is an adapter's, with keys and values as they were: the start of recipes/miniature_adapter.py."""
+    if start:
+        encoder = ReferenceEncoder.from_pretrained(Path(start) / "reference_encoder")
+        adapter = RealCustomAdapter.from_pretrained(Path(start) / "adapter")
+    else:
+        encoder = build_reference_encoder()
+        adapter = build_adapter(load_base(base)["unet"], encoder)
+    return Parts(
+        trained={"adapter": adapter, "reference_encoder": encoder, "heads": appearance_heads(adapter)},
+        loss=appearance_loss,
+        data=partial(feed_batches, source=Appearances(subjects, WORLD), workers=workers),
+        export=export_adapter,
+    )
