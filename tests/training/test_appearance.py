@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import build_components
 
-from realcustom.training.appearance import APPEARANCE, appearance_heads, appearance_loss, appearance_of
+from realcustom.training.appearance import APPEARANCE, SUBJECT_WEIGHT, appearance_heads, appearance_loss, appearance_of
 
 
 def test_appearance_is_the_mean_colour_and_the_shares_of_colours():
@@ -33,7 +33,7 @@ def test_tokens_learn_to_tell_colours(tokenizer):
     losses = []
     for _ in range(30):
         loss, told = appearance_loss(modules, batch, torch.Generator())
-        assert float(loss.detach()) == pytest.approx(float(told["patch"] + told["subject"]), rel=1e-5)
+        assert float(loss.detach()) == pytest.approx(float(told["patch"] + SUBJECT_WEIGHT * told["subject"]), rel=1e-5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from .stickers import Stickers
 LEVELS = 4  # of each colour channel in a histogram
 APPEARANCE = 3 + LEVELS**3
 CELLS = 2  # colours a side that a token tells of its patch
+SUBJECT_WEIGHT = 10.0  # most shares of a histogram are 0, so that its mean error is small
 
 
 def appearance_of(pixels: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ def appearance_loss(modules: Modules, batch: Batch, generator: torch.Generator) 
         generator: unused; nothing here is random.
 
     Returns:
-        The sum of both mean squared errors, and each by its name.
+        The weighted sum of both mean squared errors, and each by its name.
     """
     encoder = modules["reference_encoder"]
     pixels = squash(batch["references"], encoder.pixel_size)
@@ -84,4 +85,4 @@ def appearance_loss(modules: Modules, batch: Batch, generator: torch.Generator) 
     told = modules["heads"]["patch"](tokens)
     patch = F.mse_loss(told.float(), patches.repeat(1, told.shape[1] // patches.shape[1], 1))
     subject = F.mse_loss(modules["heads"]["subject"](tokens.mean(dim=1)).float(), batch["appearance"])
-    return patch + subject, {"patch": patch.detach(), "subject": subject.detach()}
+    return patch + SUBJECT_WEIGHT * subject, {"patch": patch.detach(), "subject": subject.detach()}
