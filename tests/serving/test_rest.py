@@ -28,6 +28,7 @@ def test_a_generation_from_json_to_image_masks_and_metadata(client, engine, tmp_
     assert made.status_code == 202, made.text
     job = wait(client, made.json()["id"])
     assert (job["state"], job["error"], job["masks"]) == ("done", None, ["dog"])
+    assert job["step"] == job["steps"] == 2 * ASK["steps"]
     images = [client.get(path).content for path in job["images"]]
     direct = engine.run(Request(**ASK, num_images=2, subjects={"dog": picture(0)}))
     for image, expected in zip(images, direct.images, strict=True):

@@ -119,11 +119,12 @@ class Service:
         """A generation as the doors show it."""
         live = self.runner.live(job.id) if job.state in UNFINISHED else None
         words = list(job.request["subjects"])
+        made = len(job.images) * job.request["steps"] if job.finished_well else 0
         return {
             "id": job.id,
             "state": job.state,
-            "step": live.step if live else 0,
-            "steps": live.steps if live else 0,
+            "step": live.step if live else made,
+            "steps": live.steps if live else made,
             "position": self.runner.position(job.id),
             "error": job.error,
             "prompt": job.request["prompt"],
