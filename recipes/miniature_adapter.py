@@ -35,13 +35,13 @@ def recipe(
     count: int = 100_000,
     steps: int = 16_000,
     batch_size: int = 16,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 4e-4,
     reconstruction: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
     """About 250,000 samples on the latent cache of the base run.
 
-    `start` is the exported folder of an earlier run to go on from. `reconstruction` trains the ablation whose reference
+    `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from. `reconstruction` trains the ablation whose reference
     is always the picture itself.
     """
     run = AdapterRun(
@@ -59,12 +59,12 @@ def recipe(
         build=partial(build, run, subjects),
         steps=steps,
         batch_size=batch_size,
-        ema_decay=0.9995,
+        ema_decay=0.999,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.01,
-            schedule=partial(hold_and_decay, warmup=500, decay=0.25, floor=0.05),
+            schedule=partial(hold_and_decay, warmup=200, decay=0.5, floor=0.05),
         ),
         checkpoint=CheckpointSettings(every_minutes=8),
         log_every=50,
@@ -80,7 +80,7 @@ def build(run: AdapterRun, subjects: Path) -> Parts:
         **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
     )
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
-    return adapter_parts(run, build_adapter, min_snr=None, draw=noisier_timesteps)
+    return adapter_parts(run, build_adapter, min_snr=None, draw=partial(noisier_timesteps, power=3.0))
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:
