@@ -1,8 +1,8 @@
 """The whole miniature from nothing: autoencoder, base model, reference encoders, RealCustom++ adapter, package.
 
 `python recipes/miniature.py [subjects] [outputs]`. Each part goes on from its newest checkpoint, so that the command
-can be stopped and started again. From the measured speeds of two CPU cores (46 pictures, 60 samples, 35 references and 37
-samples a second of the four parts) it takes five and a half hours there; it has not been run on a GPU.
+can be stopped and started again. From the measured speeds of two CPU cores (46 pictures, 60 samples, 35 references and
+37 samples a second of the four parts) it takes five and a half hours there; it has not been run on a GPU.
 """
 
 import logging

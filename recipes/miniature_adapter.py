@@ -41,8 +41,8 @@ def recipe(
 ) -> TrainConfig:
     """About 250,000 samples on the latent cache of the base run.
 
-    `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from. `reconstruction` trains the ablation whose reference
-    is always the picture itself.
+    `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from.
+    `reconstruction` trains the ablation whose reference is always the picture itself.
     """
     run = AdapterRun(
         base=base,
