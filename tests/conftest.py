@@ -32,7 +32,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A CLIP tokenizer (77 tokens) that knows the words of `CAPTIONS` whole."""
+    """A CLIP tokenizer that knows the words of `CAPTIONS` whole."""
     from realcustom.miniature.tokenizer import train_tokenizer
 
     return train_tokenizer(CAPTIONS)
