@@ -6,6 +6,7 @@ training never showed.
 
 import random
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from realcustom.data.vocabulary import noun_phrase
 from realcustom.data.world import StickerWorld, WorldSettings
 from realcustom.overlays import overlay
 
-SIDE, LINE, MARGIN = 128, 16, 6
+SIDE, LINE, MARGIN = 128, 26, 6
 CONTEXTS = (
     "on the beach", "in the forest", "in the snow", "in the desert", "on a city street", "in space", "at sunset",
     "underwater",
@@ -72,7 +73,7 @@ def sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
         for left, (title, picture) in enumerate(row):
             place = MARGIN + left * (SIDE + MARGIN), MARGIN + top * (SIDE + LINE + MARGIN)
             canvas.paste(picture.convert("RGB").resize((SIDE, SIDE)), place)
-            draw.text((place[0], place[1] + SIDE + 2), title[:34], fill="black", font=font)
+            draw.text((place[0], place[1] + SIDE + 2), textwrap.fill(title, 26), fill="black", font=font)
     return canvas
 
 
