@@ -5,14 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from realcustom.data.world import WorldSettings
-from realcustom.encoders.image import ReferenceEncoder
-from realcustom.miniature.builders import build_adapter, build_reference_encoder
-from realcustom.models.adapter import RealCustomAdapter
+from realcustom.miniature.builders import build_adapter
 from realcustom.training.adapter import export_adapter
 from realcustom.training.appearance import Appearances, appearance_heads, appearance_loss
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
-from realcustom.training.miniature import load_base
+from realcustom.training.miniature import load_base, start_networks
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 # Nothing that makes a subject look other than its reference.
@@ -52,12 +50,7 @@ def recipe(
 
 def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
     """The export is an adapter's, with keys and values as they were: the start of recipes/miniature_adapter.py."""
-    if start:
-        encoder = ReferenceEncoder.from_pretrained(Path(start) / "reference_encoder")
-        adapter = RealCustomAdapter.from_pretrained(Path(start) / "adapter")
-    else:
-        encoder = build_reference_encoder()
-        adapter = build_adapter(load_base(base)["unet"], encoder)
+    adapter, encoder = start_networks(start, load_base(base)["unet"], build_adapter)
     return Parts(
         trained={"adapter": adapter, "reference_encoder": encoder, "heads": appearance_heads(adapter)},
         loss=appearance_loss,

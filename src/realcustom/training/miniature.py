@@ -69,6 +69,18 @@ class AdapterRun:
     examples: Sequence[tuple[str, str, Image.Image]] = ()
 
 
+def start_networks(
+    start: str, unet: UNet2DConditionModel, build: Callable[[object, ReferenceEncoder], RealCustomAdapter]
+) -> tuple[RealCustomAdapter, ReferenceEncoder]:
+    """Adapter and reference encoder of an exported folder; for "" new ones, the adapter by `build`."""
+    if start:
+        folder = Path(start)
+        encoder = ReferenceEncoder.from_pretrained(folder / "reference_encoder")
+        return RealCustomAdapter.from_pretrained(folder / "adapter"), encoder
+    encoder = build_reference_encoder()
+    return build(unet, encoder), encoder
+
+
 def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], RealCustomAdapter], **loss) -> Parts:
     """The parts of a miniature adapter's training.
 
@@ -78,12 +90,7 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
         loss: further arguments of `AdapterLoss`.
     """
     base = load_base(run.base)
-    if run.start:
-        encoder = ReferenceEncoder.from_pretrained(Path(run.start) / "reference_encoder")
-        adapter = RealCustomAdapter.from_pretrained(Path(run.start) / "adapter")
-    else:
-        encoder = build_reference_encoder()
-        adapter = build(base["unet"], encoder)
+    adapter, encoder = start_networks(run.start, base["unet"], build)
     cache = LatentCache(run.cache, partial(tokenize, base["tokenizer"]), run.count)
     chooser = Chooser(run.curriculum, cache.difficulty[: cache.size], run.samples, run.seed)
     stack = ExitStack()
