@@ -32,31 +32,38 @@ def recipe(
     cache: Path = Path("outputs/latents"),
     subjects: Path = SUBJECTS,
     start: str = "",
+    encoder: str = "",
+    seen: int = 0,
     count: int = 100_000,
     steps: int = 16_000,
     batch_size: int = 16,
     learning_rate: float = 4e-4,
     reconstruction: bool = False,
+    projector: str = "cross-layer-cross-scale",
     seed: int = 0,
 ) -> TrainConfig:
     """About 250,000 samples on the latent cache of the base run.
 
-    `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from.
-    `reconstruction` trains the ablation whose reference is always the picture itself.
+    `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from, which has `seen`
+    so many samples already. `encoder` is an exported folder whose reference encoder is taken and stays frozen.
+    Two ablations: `reconstruction`, whose reference is always the picture itself, and a new adapter (no `start`) with
+    another `projector`, deep or shallow.
     """
     run = AdapterRun(
         base=base,
         cache=cache,
         count=count,
-        samples=steps * batch_size,
+        samples=seen + steps * batch_size,
         curriculum=reconstruction_only() if reconstruction else Curriculum(),
         start=start,
+        encoder=encoder,
+        seen=seen,
         seed=seed,
     )
     return TrainConfig(
         name="miniature-adapter",
         out=out,
-        build=partial(build, run, subjects),
+        build=partial(build, run, subjects, projector),
         steps=steps,
         batch_size=batch_size,
         ema_decay=0.999,
@@ -73,14 +80,15 @@ def recipe(
     )
 
 
-def build(run: AdapterRun, subjects: Path) -> Parts:
+def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     """The sample grids show held-out identities."""
     world = StickerWorld(subjects, WorldSettings(split="held-out", plain_reference=1.0))
     run = AdapterRun(
         **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
     )
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
-    return adapter_parts(run, build_adapter, min_snr=None, draw=partial(noisier_timesteps, power=3.0))
+    new = partial(build_adapter, projector=projector)
+    return adapter_parts(run, new, min_snr=None, draw=partial(noisier_timesteps, power=3.0))
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

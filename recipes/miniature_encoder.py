@@ -6,11 +6,10 @@ from pathlib import Path
 
 from realcustom.data.world import WorldSettings
 from realcustom.miniature.builders import build_adapter
-from realcustom.training.adapter import export_adapter
 from realcustom.training.appearance import Appearances, appearance_heads, appearance_loss
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
-from realcustom.training.miniature import load_base, start_networks
+from realcustom.training.miniature import export_with_encoder, load_base, start_networks
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 # Nothing that makes a subject look other than its reference.
@@ -50,10 +49,10 @@ def recipe(
 
 def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
     """The export is an adapter's, with keys and values as they were: the start of recipes/miniature_adapter.py."""
-    adapter, encoder = start_networks(start, load_base(base)["unet"], build_adapter)
+    adapter, encoder = start_networks(load_base(base)["unet"], build_adapter, start)
     return Parts(
         trained={"adapter": adapter, "reference_encoder": encoder, "heads": appearance_heads(adapter)},
         loss=appearance_loss,
         data=partial(feed_batches, source=Appearances(subjects, WORLD), workers=workers),
-        export=export_adapter,
+        export=export_with_encoder,
     )

@@ -7,6 +7,7 @@ from realcustom.miniature.builders import build_scoring_adapter
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, TrainConfig, hold_and_decay
 from realcustom.training.curriculum import Curriculum, reconstruction_only
 from realcustom.training.miniature import AdapterRun, adapter_parts
+from realcustom.training.objective import noisier_timesteps
 
 
 def recipe(
@@ -14,14 +15,18 @@ def recipe(
     base: Path = Path("outputs/base/export"),
     cache: Path = Path("outputs/latents"),
     start: str = "",
+    encoder: str = "",
     count: int = 100_000,
     steps: int = 16_000,
     batch_size: int = 16,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 4e-4,
     curriculum: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
-    """About 250,000 samples; `curriculum` gives this adapter the curriculum of RealCustom++ for comparison."""
+    """About 250,000 samples; `curriculum` gives this adapter the curriculum of RealCustom++ for comparison.
+
+    `encoder` is an exported folder (of recipes/miniature_encoder.py, say) whose reference encoder stays frozen.
+    """
     run = AdapterRun(
         base=base,
         cache=cache,
@@ -29,20 +34,23 @@ def recipe(
         samples=steps * batch_size,
         curriculum=Curriculum() if curriculum else reconstruction_only(),
         start=start,
+        encoder=encoder,
         seed=seed,
     )
     return TrainConfig(
         name="miniature-realcustom",
         out=out,
-        build=partial(adapter_parts, run, build_scoring_adapter, min_snr=None),
+        build=partial(
+            adapter_parts, run, build_scoring_adapter, min_snr=None, draw=partial(noisier_timesteps, power=3.0)
+        ),
         steps=steps,
         batch_size=batch_size,
-        ema_decay=0.9995,
+        ema_decay=0.999,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.01,
-            schedule=partial(hold_and_decay, warmup=500, decay=0.25, floor=0.05),
+            schedule=partial(hold_and_decay, warmup=200, decay=0.5, floor=0.05),
         ),
         checkpoint=CheckpointSettings(every_minutes=8),
         seed=seed,

@@ -63,9 +63,9 @@ def test_largest_parts_drops_specks():
 
 
 def test_batches_are_true_and_repeatable(cutouts):
-    source = JudgeRecords(cutouts, SETTINGS, words=2)
+    source = JudgeRecords(cutouts, SETTINGS)
     batch = source.batch(np.arange(6))
-    again = JudgeRecords(cutouts, SETTINGS, words=2).batch(np.arange(6))
+    again = JudgeRecords(cutouts, SETTINGS).batch(np.arange(6))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
     assert batch["pictures"].shape == (6, 3, 128, 128)
     assert batch["crops"].shape == batch["others"].shape == (6, 4, 64, 64)
@@ -80,7 +80,7 @@ def test_batches_are_true_and_repeatable(cutouts):
 def test_it_learns_the_small_world(cutouts):
     torch.manual_seed(0)
     network = StickerJudge(widths=(8, 16, 16, 16), crop_widths=(8, 16, 16), identity_dim=16)
-    source, loss = JudgeRecords(cutouts, SETTINGS, words=3), JudgeLoss()
+    source, loss = JudgeRecords(cutouts, SETTINGS), JudgeLoss()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     batch = source.batch(np.arange(12))
     first = None

@@ -104,6 +104,8 @@ def test_curriculum_grows():
     assert hardest[0] <= 0.5
     assert hardest[1] > 0.95
     assert choose(5000) == choose(5000)
+    continued = Chooser(Curriculum(), difficulty, samples=10_000, seed=1, first=3000)
+    assert [continued(position) for position in range(50)] == [choose(3000 + position) for position in range(50)]
 
 
 def test_curriculum_refuses_gaps():

@@ -119,8 +119,13 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
     train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**sampled))
     assert len(list((tmp_path / "plus/samples").glob("*.png"))) == 2
     shared.pop("subjects")
-    adapter.pop("start")  # another projector
+    adapter["encoder"] = adapter.pop("start")
     train(recipe("miniature_realcustom", **shared, **adapter, out=tmp_path / "plain").replace(**short))
+    first, second = (
+        load_file(folder / "export/reference_encoder/diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "encoder", tmp_path / "plain")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
     for name in ("plus", "plain"):
         folder = export_miniature(
             tmp_path / "base/export", tmp_path / name / "export", tmp_path / "model" / name, {"a": 1}

@@ -58,8 +58,8 @@ class StickerJudge(ModelMixin, ConfigMixin):
         styles: Sequence[str] = STYLES,
         accessories: Sequence[str] = tuple(ACCESSORY_PHRASES),
         colours: Sequence[str] = tuple(COLOURS),
-        widths: Sequence[int] = (16, 40, 80, 144),
-        crop_widths: Sequence[int] = (24, 48, 96, 160),
+        widths: Sequence[int] = (16, 40, 96, 192),
+        crop_widths: Sequence[int] = (24, 48, 112, 224),
         identity_dim: int = 128,
     ):
         """
@@ -74,7 +74,7 @@ class StickerJudge(ModelMixin, ConfigMixin):
         self.stem = nn.Sequential(nn.Conv2d(3, one, 5, 2, 2), nn.SiLU())
         self.fine = stage(one, two, 1)
         self.middle = stage(two, three, 2)
-        self.deep = stage(three, four, 2)
+        self.deep = stage(three, four, 3)
         self.up_middle = nn.Conv2d(four, three, 1)
         self.up_fine = nn.Conv2d(three, two, 1)
         self.merge_middle, self.merge_fine = Residual(three), Residual(two)

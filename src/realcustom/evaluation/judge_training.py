@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,37 +39,33 @@ IGNORED = -100  # cross_entropy's label of rows that do not count
 
 
 class JudgeRecords:
-    """An endless source of batches with truth, a few words at a time, so that a batch holds look-alikes.
+    """An endless source of batches with truth.
 
     A third of the whole pictures are views of an identity alone, as references are.
     """
 
     size = None
 
-    def __init__(self, folder: str | Path, settings: WorldSettings = JUDGE_WORLD, words: int = 5):
-        """folder: cut-outs. words: how many different words a batch shows."""
+    def __init__(self, folder: str | Path, settings: WorldSettings = JUDGE_WORLD):
+        """folder: cut-outs."""
         self.folder = folder
         self.settings = settings
-        self.words = words
         self._world: StickerWorld | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_world": None}
 
-    def world(self, number: int) -> StickerWorld:
-        """The world restricted to the words of one batch; pictures read or drawn so far are shared."""
+    @property
+    def world(self) -> StickerWorld:
+        """Opened where it is used first: the pictures it keeps do not travel to other processes."""
         if self._world is None:
             self._world = StickerWorld(self.folder, self.settings)
-        words = tuple(random.Random(f"judge-{number}").sample(self.settings.words, self.words))
-        world = copy.copy(self._world)
-        world.settings = replace(self.settings, words=words)
-        return world
+        return self._world
 
     def batch(self, indices: np.ndarray) -> Mapping[str, Tensor]:
         """pictures uint8 (B, 3, H, W), crops and others uint8 (B, 4, C, C), and int64 labels: words (B, h, w); scene,
         style, accessory, colour, named (B,), where named is 1 for rows whose identity shows its own colours."""
-        world = self.world(int(indices[0]))
-        rows = [self._sample(world, int(index)) for index in indices]
+        rows = [self._sample(self.world, int(index)) for index in indices]
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
     def _sample(self, world: StickerWorld, index: int) -> dict[str, np.ndarray]:
@@ -140,8 +136,9 @@ def word_map(names: tuple[str, ...], words: tuple[str, ...], masks: np.ndarray) 
 class JudgeLoss:
     """(modules, batch, generator) -> (loss, metrics), modules["judge"] trained.
 
-    Every kind of phrase is a choice against all phrases of its kind; identities are a choice against all others of the
-    batch, in both directions (InfoNCE).
+    Every kind of phrase is a choice against all phrases of its kind, a cell's word one in which all subjects together
+    weigh as much as all background; identities are a choice against all others of the batch, in both directions
+    (InfoNCE).
     """
 
     temperature: float = 0.07
@@ -151,8 +148,9 @@ class JudgeLoss:
         out = judge(batch["pictures"].float() / 255)
         losses = {
             name: F.cross_entropy(out[name].float(), batch[name], ignore_index=IGNORED)
-            for name in ("words", "scene", "style", "accessory")
+            for name in ("scene", "style", "accessory")
         }
+        losses["words"] = word_loss(out["words"], batch["words"])
         crops = torch.cat([batch["crops"], batch["others"]]).float() / 255
         embeddings, colours = judge.crops(crops)
         first, second = embeddings.chunk(2)
@@ -163,6 +161,13 @@ class JudgeLoss:
         # A batch without any colour word or scene has no loss of that kind.
         losses = {name: torch.nan_to_num(loss, nan=0.0) for name, loss in losses.items()}
         return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
+
+
+def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of cells (B, 1 + W, h, w) against labels (B, h, w): mean of the background's and the subjects'."""
+    errors = F.cross_entropy(logits.float(), labels, reduction="none")
+    subject = labels > 0
+    return (errors[subject].mean() + errors[~subject].mean()) / 2
 
 
 def colour_labels(batch: Mapping[str, Tensor]) -> Tensor:

@@ -98,13 +98,13 @@ def build_reference_encoder():
     )
 
 
-def build_adapter(unet: UNet2DConditionModel, reference_encoder):
-    """A RealCustom++ adapter with the cross-layer cross-scale projector, K/V started from the text's K/V."""
+def build_adapter(unet: UNet2DConditionModel, reference_encoder, projector: str = "cross-layer-cross-scale"):
+    """A RealCustom++ adapter, K/V started from the text's K/V; projector: a key of `realcustom.models.projector`."""
     from realcustom.models.adapter import RealCustomAdapter
 
     width = reference_encoder.feature_dim
-    projector = {"kind": "cross-layer-cross-scale", "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
-    adapter = RealCustomAdapter.for_unet(unet, projector=projector)
+    config = {"kind": projector, "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
+    adapter = RealCustomAdapter.for_unet(unet, projector=config)
     adapter.init_from_text(unet)
     return adapter
 

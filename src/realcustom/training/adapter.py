@@ -1,13 +1,13 @@
 """Training the adapter: the base model frozen, all words of the caption, no mask (train-inference decoupling).
 
 The reference enters every cross-attention layer. Where the reference encoders have pretrained weights they stay frozen;
-the miniature's small ones come from `realcustom.training.appearance` and are trained on with the adapter.
+the miniature's small ones come from `realcustom.training.appearance`, are trained on with the adapter and then frozen.
 Shapes: B samples, n visual tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,8 +136,7 @@ class CurriculumCache:
         return {**batch, "references": torch.from_numpy(rearrange(references, "b h w c -> b c h w").copy())}
 
 
-def export_adapter(modules: Modules, folder: Path) -> None:
-    """Write the adapter and, where it was trained too, the reference encoder."""
-    modules["adapter"].save_pretrained(folder / "adapter")
-    if any(parameter.requires_grad for parameter in modules["reference_encoder"].parameters()):
-        modules["reference_encoder"].save_pretrained(folder / "reference_encoder")
+def export_adapter(modules: Modules, folder: Path, names: Sequence[str] = ("adapter",)) -> None:
+    """Write the named modules, each into its own subfolder: the adapter, and an encoder nobody could load elsewhere."""
+    for name in names:
+        modules[name].save_pretrained(folder / name)

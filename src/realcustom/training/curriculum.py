@@ -74,11 +74,13 @@ class Chooser:
         difficulty: (N,) of every record in 0..1.
         samples: of the whole training.
         seed: of the draws.
+        first: samples of the whole training that earlier runs have made; position 0 follows them.
     """
 
-    def __init__(self, curriculum: Curriculum, difficulty: np.ndarray, samples: int, seed: int = 0):
+    def __init__(self, curriculum: Curriculum, difficulty: np.ndarray, samples: int, seed: int = 0, first: int = 0):
         self.curriculum = curriculum
         self.samples = samples
+        self.first = first
         self.seed = seed
         self.order = np.argsort(difficulty, kind="stable")
         self.sorted = difficulty[self.order]
@@ -87,6 +89,7 @@ class Chooser:
                 raise ValueError(f"No record of the training data has a difficulty within {stage.difficulty}.")
 
     def __call__(self, position: int) -> Choice:
+        position += self.first
         stage = self.curriculum.stage(position / self.samples)
         random = np.random.default_rng((self.seed, position))
         if random.random() < stage.reconstruction:

@@ -1,7 +1,8 @@
 """Adapter training and export of the miniature: what its recipes have in common.
 
 The reference encoders of the miniature are small and have no pretrained weights: they learn how subjects look
-(`realcustom.training.appearance`), and go on learning with the adapter; on the real backbones they stay frozen.
+(`realcustom.training.appearance`), and go on learning with the adapter for a while. Then they are frozen, as those of
+the real backbones always are: that makes the training half as fast again.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class AdapterRun:
 
     base: exported folder of the base run. cache: latent cache with references. count: records of it.
     start: exported folder of an earlier adapter run to go on from, or "".
+    encoder: exported folder whose reference encoder is taken and stays frozen; "" trains the one of `start`.
     samples: of the whole training, from which the curriculum's stages follow.
+    seen: those of them that `start` has seen.
     examples: (prompt, word, reference picture) of the sample grids.
     """
 
@@ -65,20 +68,35 @@ class AdapterRun:
     samples: int
     curriculum: Curriculum
     start: str = ""
+    encoder: str = ""
+    seen: int = 0
     seed: int = 0
     examples: Sequence[tuple[str, str, Image.Image]] = ()
 
 
 def start_networks(
-    start: str, unet: UNet2DConditionModel, build: Callable[[object, ReferenceEncoder], RealCustomAdapter]
+    unet: UNet2DConditionModel,
+    build: Callable[[object, ReferenceEncoder], RealCustomAdapter],
+    start: str = "",
+    encoder: str = "",
 ) -> tuple[RealCustomAdapter, ReferenceEncoder]:
-    """Adapter and reference encoder of an exported folder; for "" new ones, the adapter by `build`."""
-    if start:
-        folder = Path(start)
-        encoder = ReferenceEncoder.from_pretrained(folder / "reference_encoder")
-        return RealCustomAdapter.from_pretrained(folder / "adapter"), encoder
-    encoder = build_reference_encoder()
-    return build(unet, encoder), encoder
+    """Adapter and reference encoder to start from.
+
+    Args:
+        unet: that the adapter belongs to.
+        build: (unet, reference encoder) -> a new adapter, where `start` is "".
+        start: exported folder of the adapter.
+        encoder: exported folder of the reference encoder; "" takes the one of `start`, or a new one without.
+    """
+    source = encoder or start
+    vision = (
+        ReferenceEncoder.from_pretrained(Path(source) / "reference_encoder") if source else build_reference_encoder()
+    )
+    adapter = RealCustomAdapter.from_pretrained(Path(start) / "adapter") if start else build(unet, vision)
+    return adapter, vision
+
+
+export_with_encoder = partial(export_adapter, names=("adapter", "reference_encoder"))
 
 
 def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], RealCustomAdapter], **loss) -> Parts:
@@ -90,9 +108,9 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
         loss: further arguments of `AdapterLoss`.
     """
     base = load_base(run.base)
-    adapter, encoder = start_networks(run.start, base["unet"], build)
+    adapter, encoder = start_networks(base["unet"], build, run.start, run.encoder)
     cache = LatentCache(run.cache, partial(tokenize, base["tokenizer"]), run.count)
-    chooser = Chooser(run.curriculum, cache.difficulty[: cache.size], run.samples, run.seed)
+    chooser = Chooser(run.curriculum, cache.difficulty[: cache.size], run.samples, run.seed, run.seen)
     stack = ExitStack()
     attention = stack.enter_context(installed(base["unet"], (LATENT_SIZE, LATENT_SIZE)))
     empty = torch.from_numpy(tokenize(base["tokenizer"], [""])[0]).long()
@@ -102,13 +120,15 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
         scheduler=base["scheduler"],
         examples=tuple(run.examples),
     )
+    frozen = {name: base[name] for name in ("unet", "vae", "text_encoder")}
+    learns = {} if run.encoder else {"reference_encoder": encoder}
     return Parts(
-        trained={"adapter": adapter, "reference_encoder": encoder},
-        frozen={name: base[name] for name in ("unet", "vae", "text_encoder")},
+        trained={"adapter": adapter, **learns},
+        frozen=frozen if learns else {**frozen, "reference_encoder": encoder},
         loss=AdapterLoss(attention=attention, scheduler=base["scheduler"], empty_tokens=empty, **loss),
         data=partial(feed_batches, source=CurriculumCache(cache, chooser)),
         sample=sample if run.examples else None,
-        export=export_adapter,
+        export=export_with_encoder,
         close=stack.close,
     )
 
