@@ -4,7 +4,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from realcustom.evaluation.judge import StickerJudge
+from realcustom.evaluation.judge_network import StickerJudge
 from realcustom.evaluation.judge_training import JudgeLoss, JudgeRecords, export_judge
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
@@ -17,7 +17,7 @@ def recipe(
     subjects: Path = SUBJECTS,
     steps: int = 5000,
     batch_size: int = 64,
-    learning_rate: float = 1.5e-3,
+    learning_rate: float = 1e-3,
     workers: int = 1,
     seed: int = 0,
 ) -> TrainConfig:

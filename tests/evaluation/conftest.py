@@ -44,10 +44,11 @@ def judge():
     """Random weights of a few thousand parameters."""
     import torch
 
-    from realcustom.evaluation.judge import Judge, StickerJudge
+    from realcustom.evaluation.judge import Judge
+    from realcustom.evaluation.judge_network import StickerJudge
 
     torch.manual_seed(0)
-    return Judge(StickerJudge(widths=(8, 8, 8, 16), crop_widths=(8, 8, 16), identity_dim=16))
+    return Judge(StickerJudge(widths=(8, 8, 8, 16), name_widths=(8, 8, 8, 16), crop_widths=(8, 8, 16), identity_dim=16))
 
 
 @pytest.fixture(scope="session")

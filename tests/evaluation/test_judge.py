@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from realcustom.data.world import WorldSettings
-from realcustom.evaluation.judge import Judge, StickerJudge
+from realcustom.evaluation.judge import Judge
+from realcustom.evaluation.judge_network import StickerJudge
 from realcustom.evaluation.judge_report import validate_judge
 from realcustom.evaluation.judge_training import IGNORED, VOCABULARY, JudgeLoss, JudgeRecords, export_judge, word_map
 from realcustom.evaluation.views import coarse, largest_parts, subject_crop, view
@@ -68,7 +69,7 @@ def test_batches_are_true_and_repeatable(cutouts):
     again = JudgeRecords(cutouts, SETTINGS).batch(np.arange(6))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
     assert batch["pictures"].shape == (6, 3, 128, 128)
-    assert batch["crops"].shape == batch["others"].shape == (6, 4, 64, 64)
+    assert batch["crops"].shape == batch["others"].shape == batch["worn"].shape == (6, 4, 64, 64)
     assert batch["words"].shape == (6, 32, 32)
     assert batch["words"].flatten(1).amax(dim=1).gt(0).all()
     named = {"scene", "style", "accessory", "colour"}
@@ -79,7 +80,9 @@ def test_batches_are_true_and_repeatable(cutouts):
 
 def test_it_learns_the_small_world(cutouts):
     torch.manual_seed(0)
-    network = StickerJudge(widths=(8, 16, 16, 16), crop_widths=(8, 16, 16), identity_dim=16)
+    network = StickerJudge(
+        widths=(8, 16, 16, 16), name_widths=(8, 16, 16, 16), crop_widths=(8, 16, 16), identity_dim=16
+    )
     source, loss = JudgeRecords(cutouts, SETTINGS), JudgeLoss()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     batch = source.batch(np.arange(12))

@@ -52,11 +52,14 @@ class OracleSight:
         self.judge, self.picture = judge, picture
         self.sample = judge.truth.get(picture.tobytes())
         facts = self.sample.task.facts if self.sample else {"scene": None, "style": None, "accessory": None}
-        self.scene, self.style, self.accessory = (facts[name] for name in ("scene", "style", "accessory"))
+        self.scene, self.style, self._worn = (facts[name] for name in ("scene", "style", "accessory"))
         words = {} if self.sample is None else dict.fromkeys(self.sample.record.words, 0.3)
         if self.sample is not None and self.sample.task.facts["companion"]:
             words[self.sample.task.facts["companion"]] = 0.1
         self.words = words
+
+    def accessory(self, word):
+        return self._worn
 
     def mask(self, word, others=()):
         if self.sample is None:

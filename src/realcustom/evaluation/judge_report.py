@@ -50,7 +50,9 @@ def validate_judge(judge: Judge, world: StickerWorld, count: int = 400, gallery:
         report[kind] = bootstrap(right)
     absent = [world_like(world, replace(settings, accessory=0.0, style=0.0)).record(index) for index in range(count)]
     sights = judge.look([Image.fromarray(record.image) for record in absent])
-    report["no accessory where there is none"] = bootstrap([sight.accessory is None for sight in sights])
+    report["no accessory where there is none"] = bootstrap(
+        [sight.accessory(record.words[0]) is None for sight, record in zip(sights, absent, strict=True)]
+    )
     return report
 
 
@@ -59,6 +61,8 @@ def shows(sight, record: Record, kind: str) -> bool:
     facts = record.attributes
     if kind == "companion":
         return facts["companion"] in sight.words
+    if kind == "accessory":
+        return sight.accessory(record.words[0]) == facts[kind]
     if kind == "colour":
         crop = sight.crop(record.words[0])
         if crop is None:

@@ -22,8 +22,8 @@ from realcustom.data.records import Record
 from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, DEFAULT_WORDS, SCENE_PHRASES, STYLES
 from realcustom.data.world import StickerWorld, WorldSettings
 
-from .judge import StickerJudge
-from .views import blurred, coarse, roughened, subject_crop, view
+from .judge_network import StickerJudge
+from .views import blurred, coarse, roughened, subject_crop, surroundings, view
 
 # Companions are further subjects here: they look the same, and a subject's true mask is known.
 JUDGE_WORLD = WorldSettings(
@@ -63,7 +63,7 @@ class JudgeRecords:
         return self._world
 
     def batch(self, indices: np.ndarray) -> Mapping[str, Tensor]:
-        """pictures uint8 (B, 3, H, W), crops and others uint8 (B, 4, C, C), and int64 labels: words (B, h, w); scene,
+        """pictures uint8 (B, 3, H, W); crops, others and worn uint8 (B, 4, C, C); int64 labels: words (B, h, w); scene,
         style, accessory, colour, named (B,), where named is 1 for rows whose identity shows its own colours."""
         rows = [self._sample(self.world, int(index)) for index in indices]
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
@@ -80,14 +80,10 @@ class JudgeRecords:
         if rng.random() < 0.33:
             picture = crops["others"][0]
             labels |= labels_of_view(identity.word, alone_mask, alone_scene)
-        # Accessories are learnt from whole pictures only; colours only where the caption would say them.
-        sample = {name: cut(values, roughened(mask, rng)) for name, (values, mask) in crops.items()}
-        return {"pictures": rearrange(picture, "h w c -> c h w"), **sample, **labels}
-
-
-def cut(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`subject_crop`, channels first: uint8 (4, C, C)."""
-    return rearrange(subject_crop(picture, mask), "h w c -> c h w")
+        sample = {name: subject_crop(values, roughened(mask, rng)) for name, (values, mask) in crops.items()}
+        sample["worn"] = surroundings(crops["crops"][0], roughened(visible, rng))
+        sample = {name: rearrange(values, "h w c -> c h w") for name, values in {"pictures": picture, **sample}.items()}
+        return {**sample, **labels}
 
 
 def identity_of(record: Record) -> Identity:
@@ -110,12 +106,11 @@ def labels_of(record: Record) -> dict[str, np.ndarray]:
 
 
 def labels_of_view(word: str, mask: np.ndarray, scene: str | None) -> dict[str, np.ndarray]:
-    """Labels of a picture of one identity alone; those of its crops stay."""
+    """Labels of a picture of one identity alone; those of the record's crops stay."""
     return {
         "words": word_map(DEFAULT_WORDS, (word,), mask[None]),
         "scene": np.int64(IGNORED) if scene is None else place("scene", scene),
         "style": place("style", None),
-        "accessory": place("accessory", None),
     }
 
 
@@ -137,20 +132,25 @@ class JudgeLoss:
     """(modules, batch, generator) -> (loss, metrics), modules["judge"] trained.
 
     Every kind of phrase is a choice against all phrases of its kind, a cell's word one in which all subjects together
-    weigh as much as all background; identities are a choice against all others of the batch, in both directions
-    (InfoNCE).
+    weigh as much as all background. Half of the pictures are named by the true outline, half by the judge's own.
+    Identities are a choice against all others of the batch, in both directions (InfoNCE).
     """
 
     temperature: float = 0.07
 
     def __call__(self, modules: Mapping, batch: Mapping[str, Tensor], generator) -> tuple[Tensor, dict[str, Tensor]]:
         judge: StickerJudge = modules["judge"]
-        out = judge(batch["pictures"].float() / 255)
+        pictures = batch["pictures"].float() / 255
+        out = judge.see(pictures)
+        out["accessory"] = judge.worn(batch["worn"].float() / 255)
         losses = {
             name: F.cross_entropy(out[name].float(), batch[name], ignore_index=IGNORED)
             for name in ("scene", "style", "accessory")
         }
-        losses["words"] = word_loss(out["words"], batch["words"])
+        told = torch.rand(len(pictures), generator=generator, device=pictures.device) < 0.5
+        truth = (batch["words"] > 0).to(pictures.dtype)[:, None]
+        shares = torch.where(told[:, None, None, None], truth, out["subject"].sigmoid().to(pictures.dtype))
+        losses["words"] = word_loss(judge.name(pictures, out["subject"], shares), batch["words"])
         crops = torch.cat([batch["crops"], batch["others"]]).float() / 255
         embeddings, colours = judge.crops(crops)
         first, second = embeddings.chunk(2)

@@ -114,7 +114,7 @@ def text_values(judge: Judge, sample: Sample, sight: Sight, words: Sequence[str]
     else:
         row["style"] = float(sight.style == facts["style"])
     if facts["accessory"] is not None:
-        row["accessory"] = float(sight.accessory == facts["accessory"])
+        row["accessory"] = float(sight.accessory(words[0]) == facts["accessory"])
     if facts["companion"] is not None:
         row["companion"] = float(facts["companion"] in sight.words)
     if sample.kind == "colour":

@@ -38,6 +38,15 @@ def view(world: StickerWorld, identity: Identity, rng: random.Random) -> tuple[n
     return np.asarray(canvas), np.asarray(alpha) > 127, scene
 
 
+def square(mask: np.ndarray, margin: float) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a square around a bool (H, W) mask, `margin` of its box wider on each side."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    half = max(bottom - top, right - left) * (0.5 + margin)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return round(x - half), round(y - half), round(x + half), round(y + half)
+
+
 def subject_crop(picture: np.ndarray, mask: np.ndarray, margin: float = 0.06) -> np.ndarray:
     """The subject alone in a square around its mask: uint8 (C, C, 4), colours multiplied by the mask, and the mask.
 
@@ -46,15 +55,20 @@ def subject_crop(picture: np.ndarray, mask: np.ndarray, margin: float = 0.06) ->
         mask: bool (H, W), not empty.
         margin: added on each side, as a share of the box.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    half = max(bottom - top, right - left) * (0.5 + margin)
-    x, y = (left + right) / 2, (top + bottom) / 2
     layered = np.dstack([picture * mask[..., None], mask.astype(np.uint8) * 255]).astype(np.uint8)
     # Premultiplied ("RGBa"), so that resizing mixes no background into the edge.
     image = Image.frombuffer("RGBa", (mask.shape[1], mask.shape[0]), layered.tobytes(), "raw", "RGBa", 0, 1)
-    box = (round(x - half), round(y - half), round(x + half), round(y + half))
-    return np.asarray(image.crop(box).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BOX))
+    return np.asarray(image.crop(square(mask, margin)).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BOX))
+
+
+def surroundings(picture: np.ndarray, mask: np.ndarray, margin: float = 0.2) -> np.ndarray:
+    """The subject with what is around it, such as a hat: uint8 (C, C, 4), the picture's colours, and the mask.
+
+    Arguments as of `subject_crop`; what lies outside the picture is black.
+    """
+    box = square(mask, margin)
+    layers = (Image.fromarray(values).crop(box) for values in (picture, mask.astype(np.uint8) * 255))
+    return np.dstack([np.asarray(layer.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BOX)) for layer in layers])
 
 
 def coarse(mask: np.ndarray) -> np.ndarray:
