@@ -14,6 +14,7 @@ from realcustom.training.miniature import AdapterRun, adapter_parts
 from realcustom.training.objective import noisier_timesteps
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
+OUTSIDE = 0.15  # weight of the error outside the subject
 EXAMPLES = (
     ("a dog on the beach", "dog"),
     ("a cat in the forest", "cat"),
@@ -88,7 +89,7 @@ def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     )
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
-    return adapter_parts(run, new, min_snr=None, draw=partial(noisier_timesteps, power=3.0))
+    return adapter_parts(run, new, min_snr=None, draw=partial(noisier_timesteps, power=3.0), outside=OUTSIDE)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

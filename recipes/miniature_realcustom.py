@@ -41,7 +41,12 @@ def recipe(
         name="miniature-realcustom",
         out=out,
         build=partial(
-            adapter_parts, run, build_scoring_adapter, min_snr=None, draw=partial(noisier_timesteps, power=3.0)
+            adapter_parts,
+            run,
+            build_scoring_adapter,
+            min_snr=None,
+            draw=partial(noisier_timesteps, power=3.0),
+            outside=0.15,
         ),
         steps=steps,
         batch_size=batch_size,

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from realcustom.training.autoencoder import moment_penalty, picture_distance
@@ -14,7 +15,14 @@ from realcustom.training.average import WeightAverage
 from realcustom.training.config import Feed, TrainConfig, cosine, hold_and_decay
 from realcustom.training.curriculum import Chooser, Curriculum, Stage, reconstruction_only
 from realcustom.training.feeding import feed_batches
-from realcustom.training.objective import add_noise, drop_conditions, min_snr_weights, noisier_timesteps
+from realcustom.training.objective import (
+    add_noise,
+    drop_conditions,
+    min_snr_weights,
+    noisier_timesteps,
+    subject_areas,
+    weighted_error,
+)
 
 
 def generator(seed=0):
@@ -92,6 +100,22 @@ def test_autoencoder_terms_vanish_where_they_should():
     latents = torch.randn(4, 8, 32, 32, generator=generator())
     assert float(moment_penalty(latents)) < 1e-3
     assert float(moment_penalty(3 * latents + 1)) == pytest.approx(5, rel=0.05)
+
+
+def test_the_error_outside_the_subject_counts_less():
+    shares = torch.zeros(2, 6, 6, dtype=torch.uint8)
+    shares[0, 2, 2] = 9
+    areas = subject_areas(shares, 0.25)
+    assert float(areas.mean()) == pytest.approx(1)
+    assert torch.equal(areas[0, 0] > 1, F.pad(torch.ones(3, 3, dtype=torch.bool), (1, 2, 1, 2)))
+    assert float(areas[0, 0, 2, 2] / areas[1, 0, 0, 0]) == pytest.approx(4)
+    errors = torch.zeros(2, 3, 6, 6)
+    errors[:, :, 5, 5] = 1
+    ones = torch.ones(2)
+    outside = weighted_error(errors, torch.zeros_like(errors), ones, areas)
+    assert float(outside) < 0.9 * float(weighted_error(errors, torch.zeros_like(errors), ones))
+    everywhere = weighted_error(errors, torch.zeros_like(errors), ones, subject_areas(shares, 1.0))
+    assert float(everywhere) == pytest.approx(float(weighted_error(errors, torch.zeros_like(errors), ones)))
 
 
 def test_curriculum_grows():

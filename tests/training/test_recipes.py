@@ -145,7 +145,15 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
 class _Pairs:
     def sample(self, index):
         image = np.full((16, 16, 3), index, np.uint8)
-        return {"image": image, "reference": image + 100, "caption": f"a dog {index}", "difficulty": index / 16}
+        mask = np.zeros((16, 16), bool)
+        mask[: 1 + index] = True
+        return {
+            "image": image,
+            "reference": image + 100,
+            "mask": mask,
+            "caption": f"a dog {index}",
+            "difficulty": index / 16,
+        }
 
 
 def test_latent_cache_is_the_autoencoders_output_and_grows(tmp_path, monkeypatch):
@@ -169,6 +177,8 @@ def test_latent_cache_is_the_autoencoders_output_and_grows(tmp_path, monkeypatch
     assert batch["tokens"].tolist() == [[6], [1]]
     assert source.references.take(indices)[:, 0, 0, 0].tolist() == [106, 101]
     assert source.difficulty[indices].tolist() == [6 / 16, 1 / 16]
+    rows = source.subjects.take(indices)[:, :, 0]  # 8 x 8 cells of two rows of pixels
+    assert rows.tolist() == [[255, 255, 255, 128, 0, 0, 0, 0], [255, 0, 0, 0, 0, 0, 0, 0]]
     pixels = torch.stack([torch.full((3, 16, 16), float(index)) for index in indices]) / 127.5 - 1
     with torch.no_grad():
         expected = vae.encode(pixels).latents * 0.5

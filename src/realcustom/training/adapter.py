@@ -31,6 +31,7 @@ from .objective import (
     add_noise,
     drop_conditions,
     min_snr_weights,
+    subject_areas,
     uniform_timesteps,
     weighted_error,
 )
@@ -50,7 +51,8 @@ class AdapterLoss:
     """The adapter's objective: (modules, batch, generator) -> (loss, metrics).
 
     modules: unet, text encoder(s) and, without cached latents, vae frozen; adapter trained; reference_encoder either.
-    batch: latents (B, C, h, w) or pixels uint8 (B, 3, H, W); tokens (B, T); references uint8 (B, 3, H', W').
+    batch: latents (B, C, h, w) or pixels uint8 (B, 3, H, W); tokens (B, T); references uint8 (B, 3, H', W');
+        with `outside` below 1 also subjects (B, h, w), above 0 where the references' subjects are.
 
     attention: context of the processors installed on the U-Net. They stay installed between the steps, because
         gradient checkpointing runs the U-Net once more in the backward pass.
@@ -59,6 +61,8 @@ class AdapterLoss:
     encode: (modules, tokens, batch) -> Text.
     keep: range of gamma_num for RealCustom's scoring module, drawn once for a batch.
     draw: of the timesteps.
+    outside: weight of the error outside the reference's subject, 0 to 1. What is there tells nothing of the reference:
+        its error is noise in the adapter's gradient, and the guidance mask keeps the reference away from it anyway.
     """
 
     attention: AttentionContext
@@ -69,6 +73,7 @@ class AdapterLoss:
     min_snr: float | None = None
     keep: tuple[float, float] = KEEP_IN_TRAINING
     draw: DrawTimesteps = uniform_timesteps
+    outside: float = 1.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         unet = modules["unet"]
@@ -88,7 +93,8 @@ class AdapterLoss:
             noised.latents, noised.timesteps, encoder_hidden_states=text.embeds, added_cond_kwargs=text.added
         ).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        loss = weighted_error(prediction, noised.target, weights)
+        areas = None if self.outside == 1 else subject_areas(batch["subjects"], self.outside)
+        loss = weighted_error(prediction, noised.target, weights, areas)
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
     def _visual_tokens(
@@ -124,7 +130,7 @@ class CurriculumCache:
         self.chooser = chooser
 
     def batch(self, positions: np.ndarray) -> dict[str, Tensor]:
-        """latents, tokens and references uint8 (B, 3, H, W)."""
+        """latents, tokens, references uint8 (B, 3, H, W) and subjects uint8 (B, h, w)."""
         choices = [self.chooser(int(position)) for position in positions]
         references = np.concatenate(
             [
@@ -132,8 +138,12 @@ class CurriculumCache:
                 for choice in choices
             ]
         )
-        batch = self.cache.batch(np.array([choice.index for choice in choices]))
-        return {**batch, "references": torch.from_numpy(rearrange(references, "b h w c -> b c h w").copy())}
+        indices = np.array([choice.index for choice in choices])
+        return {
+            **self.cache.batch(indices),
+            "references": torch.from_numpy(rearrange(references, "b h w c -> b c h w").copy()),
+            "subjects": torch.from_numpy(self.cache.subjects.take(indices)),
+        }
 
 
 def export_adapter(modules: Modules, folder: Path, names: Sequence[str] = ("adapter",)) -> None:

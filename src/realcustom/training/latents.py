@@ -5,6 +5,7 @@ A cache is a folder of chunks `chunk-00000/`, each complete or absent:
     captions.json   N captions
     references.npy  uint8 (N, H, W, 3), the subject in another picture (where references are cached)
     images.npy      uint8 (N, H, W, 3), the picture itself (with references; the reconstruction stage's reference)
+    subjects.npy    uint8 (N, h, w), how much of each latent cell the reference's subject fills, 0..255 (the same)
     difficulty.npy  float32 (N,), how far the reference's pose and size are from the picture's, 0..1
 More records are added by asking for a larger number.
 """
@@ -15,7 +16,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoModel
 from einops import rearrange
 
@@ -36,7 +38,8 @@ class Pairs(Protocol):
     """What a cache is made of; must be picklable."""
 
     def sample(self, index: int) -> dict:
-        """image uint8 (H, W, 3), caption, and for references: reference uint8 (H, W, 3), difficulty."""
+        """image uint8 (H, W, 3), caption, and for references: reference uint8 (H, W, 3), mask bool (H, W) of its
+        subject in the picture, difficulty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,7 @@ class LatentCache:
         self.latents = _Rows(chunks, "latents.npy")
         self.references = _Rows(chunks, "references.npy")
         self.images = _Rows(chunks, "images.npy")
+        self.subjects = _Rows(chunks, "subjects.npy")
         self.difficulty = np.concatenate([np.load(chunk / "difficulty.npy") for chunk in chunks])
         self.size = len(self.captions) if count is None else min(count, len(self.captions))
 
@@ -145,8 +149,15 @@ def _write_chunk(pairs: Pairs, vae: str, folder: Path, settings: CacheSettings, 
     if settings.references:
         np.save(unfinished / "references.npy", np.stack([sample["reference"] for sample in samples]))
         np.save(unfinished / "images.npy", np.stack([sample["image"] for sample in samples]))
+        np.save(unfinished / "subjects.npy", shares([sample["mask"] for sample in samples], latents.shape[-2:]))
     (unfinished / "captions.json").write_text(json.dumps([sample["caption"] for sample in samples]))
     os.rename(unfinished, folder / _name(number))
+
+
+def shares(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Masks bool (H, W) -> how much of each cell of a coarser grid they fill, uint8 (N, *size), 0..255."""
+    filled = torch.from_numpy(np.stack(masks)).float()[:, None]
+    return (255 * F.interpolate(filled, size=size, mode="area")[:, 0]).round().to(torch.uint8).numpy()
 
 
 @torch.no_grad()

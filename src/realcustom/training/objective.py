@@ -94,10 +94,27 @@ def min_snr_weights(alpha_bar: Tensor, prediction_type: str, gamma: float | None
     return {"epsilon": clipped / snr, "v_prediction": clipped / (snr + 1), "sample": clipped}[prediction_type]
 
 
-def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the batch of weight * mean squared error of a sample, in float32."""
-    error = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
-    return (weights * error).mean()
+def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor, areas: Tensor | None = None) -> Tensor:
+    """Mean over the batch of weight * mean squared error of a sample, in float32.
+
+    weights: (B,). areas: (B, 1, h, w) further weights of the positions, of mean 1; None for 1 everywhere.
+    """
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if areas is not None:
+        error = error * areas
+    return (weights * error.flatten(1).mean(dim=1)).mean()
+
+
+def subject_areas(shares: Tensor, outside: float) -> Tensor:
+    """(B, 1, h, w) weights of the positions, of mean 1: 1 where the subject or its edge is to `outside` elsewhere.
+
+    Args:
+        shares: (B, h, w), above 0 in the cells that the subject touches.
+        outside: weight of the other cells before the division by the mean, 0 to 1.
+    """
+    inside = F.max_pool2d((shares > 0).float()[:, None], 3, stride=1, padding=1)
+    areas = outside + (1 - outside) * inside
+    return areas / areas.mean()
 
 
 def drop_conditions(

@@ -52,8 +52,14 @@ class StickerPairs(Stickers):
     """
 
     def sample(self, index: int) -> dict:
-        """image, reference: uint8 (H, W, 3); caption; difficulty in 0..1."""
+        """image, reference: uint8 (H, W, 3); mask bool (H, W) of the reference's subject; caption; difficulty 0..1."""
         difficulty = index % DIFFICULTY_STEPS / (DIFFICULTY_STEPS - 1)
         record = self.world.record(index, difficulty=difficulty)
-        reference = record.references[index // DIFFICULTY_STEPS % len(record.references)]
-        return {"image": record.image, "reference": reference, "caption": record.caption, "difficulty": difficulty}
+        subject = index // DIFFICULTY_STEPS % len(record.references)
+        return {
+            "image": record.image,
+            "reference": record.references[subject],
+            "mask": record.masks[subject],
+            "caption": record.caption,
+            "difficulty": difficulty,
+        }
