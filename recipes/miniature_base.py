@@ -18,6 +18,7 @@ from realcustom.training.base import BaseExport, BaseLoss, TextGrid, tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
 from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
+from realcustom.training.objective import noisier_timesteps
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
@@ -32,6 +33,8 @@ WORLD = WorldSettings(
     companion=0.05,
     two_subjects=0.18,
 )
+NOISIER = 2.0  # power of the draw of timesteps
+OUTSIDE = 0.3  # weight of the error outside the subject
 PROMPTS = (
     "a dog on the beach",
     "a cat in the forest",
@@ -109,7 +112,14 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
         trained={"unet": unet, "text_encoder": text_encoder},
         frozen={"vae": AutoencoderTiny.from_pretrained(vae)},
         # As for the adapter: Min-SNR weights would leave nearly none on high noise, where word and place are decided.
-        loss=BaseLoss(scheduler=scheduler, empty_tokens=empty[0], min_snr=None),
+        # Scenes are learned long before subjects are.
+        loss=BaseLoss(
+            scheduler=scheduler,
+            empty_tokens=empty[0],
+            min_snr=None,
+            draw=partial(noisier_timesteps, power=NOISIER),
+            outside=OUTSIDE,
+        ),
         data=partial(feed_batches, source=source),
         sample=TextGrid(scheduler=scheduler, tokens=prompts, empty_tokens=empty[0]),
         export=BaseExport(tokenizer=tokenizer, scheduler=scheduler),

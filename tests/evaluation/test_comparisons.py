@@ -1,6 +1,7 @@
 """Paradox and ablations on tiny models: every point made, what is missing skipped with a sentence, Eq. 13 included."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,13 +67,18 @@ def test_compared_and_skipped(pipelines, judge, made, tmp_path):
     found = compare(points, pipelines, judge, made, tmp_path)
     presets = ["preset fast", "preset turbo"]
     assert [arm.name for arm in found.arms] == [DEFAULT, "mask every 2 steps", "mask every 4 steps", *presets]
-    assert len(found.skipped) == 3
+    assert len(found.skipped) == 4
     assert all("skipped" in line for line in found.skipped)
     assert len(comparison_table(found)) == 6
     differences = difference_table(found, made, DEFAULT)
     assert len(differences) == 5
     # With two steps the mask of the first step serves both in either case.
     assert differences[1][1:] == differences[2][1:]
+    assert {line[1] for line in differences[1:]} == {DEFAULT}
+    renamed = replace(found, variants=tuple(replace(point, against="mask every 2 steps") for point in found.variants))
+    assert [line[0] for line in difference_table(renamed, made, DEFAULT)[1:]] == [
+        DEFAULT, "mask every 4 steps", *presets
+    ]  # fmt: skip
     json.dumps(comparison_results(found, made, {}))
 
 

@@ -31,7 +31,7 @@ Seed = Annotated[int, typer.Option(min=0, help="The first image's seed.")]
 Data = Annotated[Path, typer.Option(help="Folder of DreamBench: subjects.json, prompts.json and images.")]
 Lists = Annotated[Path | None, typer.Option(help="The prompt list; else the one in DATA/../prompts.")]
 Variants = Annotated[
-    Path | None, typer.Option(help="Folder with the adapters of the variants: realcustom, reconstruction, deep ...")
+    Path | None, typer.Option(help="Folder with the adapters of the variants: plus, realcustom, reconstruction ...")
 ]
 
 

@@ -15,11 +15,13 @@ from .arms import Variant
 from .generation import Setup
 
 DEFAULT = "default"
+EQUALS = "curriculum and both projectors, trained as long as the others"
+SCORING = "scoring full"
 
 
 def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
     """The default first; then scope, binary mask, spread, early stop, interval, steps, scoring, gamma_num, projector,
-    training and presets."""
+    training and presets. What needs training of its own is compared with what was trained as long (`plus`)."""
     base = replace(setup, mask=mask)
 
     def masked(name: str, family: str, **changes) -> Variant:
@@ -38,12 +40,13 @@ def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
         if steps != setup.steps
     ]
     points += scoring_points(base)
+    points.append(Variant(name=EQUALS, family="training", setup=base, adapter="plus"))
     for name, told in (
         ("deep", "deep projector"),
         ("shallow", "shallow projector, as released"),
         ("reconstruction", "reconstruction training only"),
     ):
-        points.append(Variant(name=told, family="training", setup=base, adapter=name))
+        points.append(Variant(name=told, family="training", setup=base, adapter=name, against=EQUALS))
     points += [
         Variant(name=f"preset {name}", family="preset", setup=replace(base, preset=name))
         for name in PRESETS
@@ -55,7 +58,7 @@ def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
 def scoring_points(base: Setup) -> list[Variant]:
     """RealCustom's scoring module with one of its two contexts, without it, and with other shares of tokens."""
     kinds = {
-        "scoring full": None,
+        SCORING: None,
         "scoring by text only": mixing(1.0, 0.0),
         "scoring by latents only": mixing(0.0, 1.0),
         "scoring plain average": mixing(0.5, 0.5),
@@ -68,13 +71,15 @@ def scoring_points(base: Setup) -> list[Variant]:
             # Equal scores keep arbitrary tokens, so "without" keeps them all.
             setup=replace(base, keep_share=1.0) if name == "without scoring" else base,
             adapter="realcustom",
+            against=SCORING,
             prepare=prepare,
         )
         for name, prepare in kinds.items()
     ]
     for share in (0.4, 0.6, 1.0):
         setup = replace(base, keep_share=share)
-        points.append(Variant(name=f"gamma_num {share}", family="gamma_num", setup=setup, adapter="realcustom"))
+        name = f"gamma_num {share}"
+        points.append(Variant(name=name, family="gamma_num", setup=setup, adapter="realcustom", against=SCORING))
     return points
 
 

@@ -23,14 +23,15 @@ class Variant:
     """A point of a comparison.
 
     name: of the point. family: the curve or block it belongs to. setup: how its images are made. adapter: the variant
-    whose trained adapter it needs; None takes the model's own. prepare: changes the pipeline for this point and returns
-    the function that changes it back.
+    whose trained adapter it needs; None takes the model's own. against: the point it is compared with; None is the
+    comparison's own base. prepare: changes the pipeline for this point and returns the function that changes it back.
     """
 
     name: str
     family: str
     setup: Setup
     adapter: str | None = None
+    against: str | None = None
     prepare: Callable | None = field(default=None, repr=False)
 
 
@@ -116,16 +117,17 @@ def comparison_table(found: Comparison, columns: Sequence[str] = COLUMNS) -> lis
 
 
 def difference_table(found: Comparison, made: Sequence[Sample], base: str) -> list[list[str]]:
-    """Each variant against the base on the same tasks; only differences whose interval leaves out 0 are printed."""
-    reference = next((arm for arm in found.arms if arm.name == base), None)
-    if reference is None:
-        return [["", "no comparison: the default itself could not be made"]]
+    """Each variant against the base, or against the point it names, on the same tasks; only differences whose interval
+    leaves out 0 are printed. A variant whose counterpart could not be made has no line."""
+    arms = {arm.name: arm for arm in found.arms}
     columns = ("similarity", "identity_judge", "text", "scene", "copied", "mask_agreement")
-    lines = [[f"difference to {base}", *[NAMES[name] for name in columns]]]
-    for arm in found.arms:
-        if arm is not reference:
-            pairs = [difference(arm.values, reference.values, name, groups_of(made)) for name in columns]
-            lines.append([arm.name, *[shown(pair) for pair in pairs]])
+    lines = [["point", "against", *[NAMES[name] for name in columns]]]
+    for variant in found.variants:
+        against = variant.against or base
+        if against in arms and against != variant.name:
+            one, other = arms[variant.name].values, arms[against].values
+            pairs = [difference(one, other, name, groups_of(made)) for name in columns]
+            lines.append([variant.name, against, *[shown(pair) for pair in pairs]])
     return lines
 
 

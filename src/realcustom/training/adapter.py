@@ -142,7 +142,6 @@ class CurriculumCache:
         return {
             **self.cache.batch(indices),
             "references": torch.from_numpy(rearrange(references, "b h w c -> b c h w").copy()),
-            "subjects": torch.from_numpy(self.cache.subjects.take(indices)),
         }
 
 

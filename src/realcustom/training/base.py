@@ -12,7 +12,14 @@ from torch import Tensor
 from .autoencoder import to_pictures
 from .config import Batch, Modules
 from .logs import grid
-from .objective import add_noise, min_snr_weights, weighted_error
+from .objective import (
+    DrawTimesteps,
+    add_noise,
+    min_snr_weights,
+    subject_areas,
+    uniform_timesteps,
+    weighted_error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +29,27 @@ class BaseLoss:
     scheduler: its configuration decides noise schedule and prediction type.
     empty_tokens: (T,) token numbers of the empty caption, which replaces `dropout` of all captions.
     min_snr: gamma of the Min-SNR weights, None for none.
+    draw: of the timesteps.
+    outside: weight of the error outside the subject, 0 to 1; below 1 it needs batch["subjects"] (B, h, w).
     """
 
     scheduler: object
     empty_tokens: Tensor
     dropout: float = 0.1
     min_snr: float | None = 5.0
+    draw: DrawTimesteps = uniform_timesteps
+    outside: float = 1.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        noised = add_noise(batch["latents"], self.scheduler, generator)
+        noised = add_noise(batch["latents"], self.scheduler, generator, self.draw)
         tokens = batch["tokens"]
         lost = torch.rand(len(tokens), generator=generator, device=tokens.device) < self.dropout
         tokens = torch.where(lost[:, None], self.empty_tokens.to(tokens.device), tokens)
         text = modules["text_encoder"](input_ids=tokens).last_hidden_state
         prediction = modules["unet"](noised.latents, noised.timesteps, encoder_hidden_states=text).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        loss = weighted_error(prediction, noised.target, weights)
+        areas = None if self.outside == 1 else subject_areas(batch["subjects"], self.outside)
+        loss = weighted_error(prediction, noised.target, weights, areas)
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
 

@@ -108,11 +108,14 @@ class LatentCache:
         self.size = len(self.captions) if count is None else min(count, len(self.captions))
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """latents float16 (B, C, h, w) and tokens int64 (B, T)."""
-        return {
+        """latents float16 (B, C, h, w), tokens int64 (B, T) and, with references, subjects uint8 (B, h, w)."""
+        batch = {
             "latents": torch.from_numpy(self.latents.take(indices)),
             "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
         }
+        if self.subjects.paths[0].exists():
+            batch["subjects"] = torch.from_numpy(self.subjects.take(indices))
+        return batch
 
 
 class _Rows:
