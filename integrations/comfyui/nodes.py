@@ -115,7 +115,10 @@ class RealCustomGenerate:
             "optional": {
                 "subjects": ("REALCUSTOM_SUBJECTS", {"tooltip": "None is plain text-to-image."}),
                 "negative_prompt": ("STRING", {"default": "", "multiline": True}),
-                "image_guidance_scale": ("FLOAT", {**scale, "tooltip": "-1: one scale for prompt and reference."}),
+                "image_guidance_scale": (
+                    "FLOAT",
+                    {**scale, "tooltip": "-1: one scale for both; the model's own where both are -1."},
+                ),
                 "mask_word": ("STRING", {"default": "", "tooltip": "Whose mask; empty is all subjects together."}),
             },
         }

@@ -83,6 +83,7 @@ class Engine:
             "size_grid": self.grid,
             "steps": own["steps"],
             "guidance_scale": own["guidance_scale"],
+            "image_guidance_scale": own["image_guidance_scale"],
             "mask_scope": own["mask_scope"],
             "adapter_layers": 0 if adapter is None else len(adapter.config.layers),
         }
@@ -96,6 +97,8 @@ class Engine:
         request = open_request(request)
         own = _defaults(self.pipeline)
         own["steps"] = preset_named(request.preset).steps or own["steps"]
+        scales = self.pipeline.guidance_scales(request.guidance_scale, request.image_guidance_scale)
+        own["guidance_scale"], own["image_guidance_scale"] = scales if request.subjects else (scales[0], None)
         request = _with_defaults(request, own)
         self._check_size(request)
         self._check_prompt(request)
@@ -281,11 +284,13 @@ def _defaults(pipeline) -> dict[str, Any]:
     """What a request may leave to the model."""
     height, width = _native_size(pipeline)
     call = inspect.signature(pipeline.__call__).parameters
+    guidance_scale, image_guidance_scale = pipeline.guidance_scales(None, None)
     return {
         "height": height,
         "width": width,
         "steps": call["num_inference_steps"].default,
-        "guidance_scale": call["guidance_scale"].default,
+        "guidance_scale": guidance_scale,
+        "image_guidance_scale": image_guidance_scale,
         "mask_scope": pipeline.default_mask.scope,
     }
 

@@ -117,8 +117,9 @@ class Request:
     steps: denoising steps, 1 to 1000.
     seed: image i of the request is drawn from seed + i, by itself: one seed is one image, whatever else is made.
     num_images: 1 to 64.
-    guidance_scale: w of RealCustom++ or w_t of RealCustom Eq. 13, 0 to 100.
-    image_guidance_scale: w_i of RealCustom Eq. 13, 0 to 100; None is the single scale of RealCustom++.
+    guidance_scale: w of RealCustom++ or w_t of RealCustom Eq. 13, 0 to 100. Given alone it is the single scale of
+        RealCustom++.
+    image_guidance_scale: w_i of RealCustom Eq. 13, 0 to 100. With neither scale the model's own are taken.
     mask_scope: gamma_scope, the share of positions that the guidance mask keeps, above 0 up to 1.
     preset: a name in `realcustom.presets`; it fills in what the request leaves open.
     """

@@ -105,6 +105,20 @@ def test_eq_13_with_equal_scales_is_the_single_scale(pipe, reference_image):
     torch.testing.assert_close(single, double, rtol=0, atol=1e-4)
 
 
+def test_an_adapter_brings_its_own_scales(pipe, reference_image):
+    assert pipe.guidance_scales(None, None) == (3.5, None)
+    given = run(pipe, {"dog": reference_image}, seeds(1), guidance_scale=2.0, image_guidance_scale=5.0).images
+    single = run(pipe, {"dog": reference_image}, seeds(1), guidance_scale=2.0).images
+    before = pipe.adapter.config.guidance
+    pipe.adapter.register_to_config(guidance=(2.0, 5.0))
+    try:
+        assert torch.equal(run(pipe, {"dog": reference_image}, seeds(1)).images, given)
+        assert torch.equal(run(pipe, {"dog": reference_image}, seeds(1), guidance_scale=2.0).images, single)
+        assert pipe.guidance_scales(None, 4.0) == (2.0, 4.0)
+    finally:
+        pipe.adapter.register_to_config(guidance=before)
+
+
 def test_frozen_mask_saves_guidance_passes(pipe, reference_image):
     passes = []
     handle = pipe.unet.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -40,7 +40,7 @@ def dreambench(
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images of every prompt.")] = 4,
     references: Annotated[Path | None, typer.Option(help="List that chooses each subject's reference.")] = None,
     steps: Steps = 25,
-    guidance_scale: Scale = 3.5,
+    guidance_scale: Scale = None,
     sam: Sam = None,
     seed: Seed = 0,
     out: Out = None,
@@ -65,7 +65,7 @@ def dreambench_pairs(
     limit: Limit = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images of every prompt.")] = 1,
     steps: Steps = 25,
-    guidance_scale: Scale = 3.5,
+    guidance_scale: Scale = None,
     sam: Sam = None,
     seed: Seed = 0,
     out: Out = None,
@@ -88,7 +88,7 @@ def msbench(
     extractors: ExtractorsName = "standard",
     limit: Limit = None,
     steps: Steps = 25,
-    guidance_scale: Scale = 3.5,
+    guidance_scale: Scale = None,
     sam: Sam = None,
     seed: Seed = 0,
     out: Out = None,
@@ -108,7 +108,7 @@ def folder(
     extractors: ExtractorsName = "standard",
     limit: Limit = None,
     steps: Steps = 25,
-    guidance_scale: Scale = 3.5,
+    guidance_scale: Scale = None,
     sam: Sam = None,
     seed: Seed = 0,
     out: Out = None,
@@ -129,7 +129,7 @@ class Run:
     adapter: str | None
     extractors: str
     steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     sam: str | None
     out: Path | None
     device: str | None

@@ -33,7 +33,8 @@ class Setup:
     Attributes:
         steps: denoising steps, for a preset that leaves them open.
         preset: a name in `realcustom.presets`, whose steps, mask updates, guidance interval and scheduler are taken.
-        guidance_scale: w, or w_t where image_guidance_scale (w_i of RealCustom Eq. 13) is given.
+        guidance_scale: w, or w_t where image_guidance_scale (w_i of RealCustom Eq. 13) is given; the adapter's own
+            where neither is.
         mask: settings of the guidance mask.
         keep_share: gamma_num, for adapters with a scoring module.
         strength: factor of every subject's mask.
@@ -43,7 +44,7 @@ class Setup:
 
     steps: int = 25
     preset: str = DEFAULT
-    guidance_scale: float = 3.5
+    guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     mask: MaskSettings | None = None
     keep_share: float = 0.8

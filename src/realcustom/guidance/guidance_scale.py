@@ -28,8 +28,6 @@ class SingleScale:
     scale: float = 3.5
     interval: Interval = EVERYWHERE
 
-    needs_text_prediction = False
-
     @property
     def needs_negative(self) -> bool:
         """At w = 1 the negative prediction cancels out."""
@@ -38,6 +36,10 @@ class SingleScale:
     def negative_at(self, share: float) -> bool:
         """Whether the negative pass runs when `share` of the steps is done."""
         return self.needs_negative and inside(self.interval, share)
+
+    def text_at(self, share: float) -> bool:
+        """Whether the text-only prediction is read then."""
+        return False
 
     def combine(self, negative: torch.Tensor | None, text: torch.Tensor | None, full: torch.Tensor) -> torch.Tensor:
         """Predictions (B, C, h, w) to the guided one."""
@@ -52,14 +54,17 @@ class TextAndImageScale:
     image_scale: float = 12.5
     interval: Interval = EVERYWHERE
 
-    needs_text_prediction = True
     needs_negative = True
 
     def negative_at(self, share: float) -> bool:
         """Whether the negative pass runs when `share` of the steps is done."""
         return inside(self.interval, share)
 
-    def combine(self, negative: torch.Tensor | None, text: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    def text_at(self, share: float) -> bool:
+        """Whether the text-only prediction is read then."""
+        return inside(self.interval, share)
+
+    def combine(self, negative: torch.Tensor | None, text: torch.Tensor | None, full: torch.Tensor) -> torch.Tensor:
         """Predictions (B, C, h, w) to the guided one."""
         if negative is None:
             return full

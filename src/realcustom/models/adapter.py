@@ -15,6 +15,8 @@ from realcustom.models.attention import LayerKeysValues, cross_attention_names
 from realcustom.models.projector import build_projector
 from realcustom.models.scoring import AdaptiveScoringModule
 
+GUIDANCE = (3.5, None)  # the release's single scale
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringInputs:
@@ -42,13 +44,22 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, layers: list[int], token_dim: int, projector_config: dict, scoring_config: dict | None = None):
+    def __init__(
+        self,
+        layers: list[int],
+        token_dim: int,
+        projector_config: dict,
+        scoring_config: dict | None = None,
+        guidance: tuple[float, float | None] = GUIDANCE,
+    ):
         """
         Args:
             layers: inner width of each cross-attention layer in running order (down, mid, up).
             token_dim: width of the visual tokens, the projector's output.
             projector_config: configuration for `build_projector`.
             scoring_config: arguments of `AdaptiveScoringModule` (RealCustom); None for RealCustom++.
+            guidance: guidance scale and image guidance scale that this adapter works best with, used where a call names
+                neither; None as the second is the single scale of RealCustom++.
         """
         super().__init__()
         self.projector = build_projector(projector_config)
@@ -57,10 +68,13 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
         self.to_v = nn.ModuleList(nn.Linear(token_dim, width, bias=False) for width in layers)
 
     @classmethod
-    def for_unet(cls, unet, projector: dict, scoring: dict | None = None) -> RealCustomAdapter:
+    def for_unet(
+        cls, unet, projector: dict, scoring: dict | None = None, guidance: tuple[float, float | None] = GUIDANCE
+    ) -> RealCustomAdapter:
         """An untrained adapter for a stock U-Net; `projector` must give tokens of its cross-attention width."""
         modules = [unet.get_submodule(name) for name in cross_attention_names(unet)]
-        return cls([module.to_q.out_features for module in modules], modules[0].to_k.in_features, projector, scoring)
+        widths = [module.to_q.out_features for module in modules]
+        return cls(widths, modules[0].to_k.in_features, projector, scoring, guidance)
 
     @torch.no_grad()
     def init_from_text(self, unet) -> None:

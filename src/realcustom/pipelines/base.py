@@ -15,7 +15,7 @@ from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.encoders.target_word import check_prompt_length
 from realcustom.guidance.guidance_scale import EVERYWHERE, Guidance, Interval, SingleScale, TextAndImageScale
 from realcustom.guidance.mask import MaskSettings
-from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.adapter import GUIDANCE, RealCustomAdapter
 from realcustom.models.attention import installed
 from realcustom.models.compiled import compile_blocks
 from realcustom.pipelines.branches import Conditions, Text, denoise, mask_grid
@@ -95,6 +95,16 @@ class RealCustomMixin:
         if cache is None or cache.encoder is not self.reference_encoder:
             cache = self.__dict__["_feature_cache"] = FeatureCache(self.reference_encoder)
         return cache
+
+    def guidance_scales(
+        self, guidance_scale: float | None, image_guidance_scale: float | None
+    ) -> tuple[float, float | None]:
+        """Both scales of a call: as given, or the adapter's own where neither is; an image scale given alone comes with
+        the adapter's text scale, a guidance scale given alone is the only one."""
+        own = GUIDANCE if self.adapter is None else self.adapter.config.guidance
+        if guidance_scale is None and image_guidance_scale is None:
+            return tuple(own)
+        return own[0] if guidance_scale is None else guidance_scale, image_guidance_scale
 
     def compile_blocks(self, **options) -> None:
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""

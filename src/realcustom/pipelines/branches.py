@@ -268,13 +268,12 @@ def denoise(
     for index, timestep in enumerate(host):
         scaled = scheduler.scale_model_input(latents, timestep)
         updates = masks is None or settings.updates(index)
-        wanted = updates or guidance.needs_text_prediction
+        reads_text = guidance.text_at(index / len(host))
+        wanted = updates or reads_text
         rides = settings.lagged and masks is not None
         text = None
         if wanted and not rides:
-            new, text = guidance_pass(
-                unet, attention, scaled, here[index], conditions, settings, guidance.needs_text_prediction, tensors
-            )
+            new, text = guidance_pass(unet, attention, scaled, here[index], conditions, settings, reads_text, tensors)
             masks = new if updates else masks
         positive = conditions.reference(latents, alphas[index], masks)
         negative = None

@@ -58,7 +58,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = EVERYWHERE,
         mask: MaskSettings | None = None,
@@ -87,7 +87,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
                 may ask for "latents" and "masks" and may return new "latents".
             num_inference_steps: denoising steps.
             guidance_scale: w (RealCustom++), or w_t when `image_guidance_scale` is given.
-            image_guidance_scale: w_i of RealCustom Eq. 13.
+            image_guidance_scale: w_i of RealCustom Eq. 13. With neither of the two the adapter's own are taken.
             guidance_interval: shares (low, high) of the steps between which the negative pass is made and guides; only
                 with subjects.
             mask: how the guidance mask is made.
@@ -101,6 +101,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             ValueError: in one sentence, what cannot be used and why.
         """
         rows = as_rows(subjects, prompt)
+        guidance_scale, image_guidance_scale = self.guidance_scales(guidance_scale, image_guidance_scale)
         for row in rows:
             self.check_ready(row, guidance_scale, image_guidance_scale)
         names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)

@@ -71,7 +71,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = EVERYWHERE,
         mask: MaskSettings | None = None,
@@ -94,6 +94,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             ValueError: in one sentence, what cannot be used and why.
         """
         rows = as_rows(subjects, prompt)
+        guidance_scale, image_guidance_scale = self.guidance_scales(guidance_scale, image_guidance_scale)
         for row in rows:
             self.check_ready(row, guidance_scale, image_guidance_scale)
         names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)

@@ -128,7 +128,11 @@ def settings_fields(service: Service) -> dict[str, Any]:
     with gr.Row():
         fields["guidance_scale"] = gr.Number(own["guidance_scale"], label="Guidance", step=0.5, min_width=100)
         fields["image_guidance_scale"] = gr.Number(
-            None, label="Image guidance", info="Empty: one scale for both", step=0.5, min_width=100
+            own["image_guidance_scale"],
+            label="Image guidance",
+            info="Empty: one scale for both",
+            step=0.5,
+            min_width=100,
         )
     fields["mask_scope"] = gr.Slider(
         0.05, 1, value=own["mask_scope"], step=0.05, label="Scope", info="Share of the image that the subject may fill"
