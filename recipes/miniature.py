@@ -17,6 +17,9 @@ from realcustom.training.loop import train
 from realcustom.training.miniature import export_miniature
 from realcustom.training.recipes import configure, load_recipe
 
+ADAPTER_SAMPLES = 256_000
+BATCH = 16  # of the adapter's recipe
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
@@ -28,34 +31,47 @@ class Folders:
 
 
 def main(folders: Folders) -> None:
-    """Train the four parts in order, then package them."""
+    """Train the parts in order, then package them."""
     here, outputs = Path(__file__).parent, folders.outputs
-    paths = {
-        "miniature_autoencoder": {"subjects": folders.subjects, "out": outputs / "autoencoder"},
-        "miniature_base": {
-            "subjects": folders.subjects,
-            "vae": outputs / "autoencoder" / "export",
-            "cache": outputs / "latents",
-            "out": outputs / "base",
-        },
-        "miniature_encoder": {
-            "subjects": folders.subjects,
-            "base": outputs / "base" / "export",
-            "out": outputs / "encoder",
-        },
-        "miniature_adapter": {
-            "subjects": folders.subjects,
-            "base": outputs / "base" / "export",
-            "start": outputs / "encoder" / "export",
-            "cache": outputs / "latents",
-            "out": outputs / "adapter",
-        },
-    }
-    for name, options in paths.items():
+    for name, options in stages(folders.subjects, outputs):
         train(
-            configure(load_recipe(here / f"{name}.py"), {key: str(path) for key, path in options.items()}), resume=True
+            configure(load_recipe(here / f"{name}.py"), {key: str(value) for key, value in options.items()}),
+            resume=True,
         )
     export_miniature(outputs / "base" / "export", outputs / "adapter" / "export", folders.model, knowledge())
+
+
+def stages(subjects: Path, outputs: Path) -> list[tuple[str, dict]]:
+    """Recipe and options of every training, in order. The adapter's first quarter trains the reference encoder, too."""
+    base, latents, encoder = outputs / "base" / "export", outputs / "latents", outputs / "encoder" / "export"
+    first = outputs / "adapter-first"
+    adapter = {"subjects": subjects, "base": base, "cache": latents, "samples": ADAPTER_SAMPLES}
+    quarter = ADAPTER_SAMPLES // 4
+    return [
+        ("miniature_autoencoder", {"subjects": subjects, "out": outputs / "autoencoder"}),
+        (
+            "miniature_base",
+            {
+                "subjects": subjects,
+                "vae": outputs / "autoencoder" / "export",
+                "cache": latents,
+                "out": outputs / "base",
+            },
+        ),
+        ("miniature_encoder", {"subjects": subjects, "base": base, "out": outputs / "encoder"}),
+        ("miniature_adapter", {**adapter, "start": encoder, "steps": quarter // BATCH, "out": first}),
+        (
+            "miniature_adapter",
+            {
+                **adapter,
+                "start": first / "export",
+                "encoder": first / "export",
+                "seen": quarter,
+                "steps": 3 * quarter // BATCH,
+                "out": outputs / "adapter",
+            },
+        ),
+    ]
 
 
 def knowledge() -> dict:

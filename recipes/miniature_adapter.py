@@ -35,6 +35,7 @@ def recipe(
     start: str = "",
     encoder: str = "",
     seen: int = 0,
+    samples: int = 0,
     count: int = 100_000,
     steps: int = 16_000,
     batch_size: int = 16,
@@ -46,7 +47,8 @@ def recipe(
     """About 250,000 samples on the latent cache of the base run.
 
     `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from, which has `seen`
-    so many samples already. `encoder` is an exported folder whose reference encoder is taken and stays frozen.
+    so many samples already; `samples` is the length of all runs together, which the curriculum needs to know (0: it
+    ends with this run). `encoder` is an exported folder whose reference encoder is taken and stays frozen.
     Two ablations: `reconstruction`, whose reference is always the picture itself, and a new adapter (no `start`) with
     another `projector`, deep or shallow.
     """
@@ -54,7 +56,7 @@ def recipe(
         base=base,
         cache=cache,
         count=count,
-        samples=seen + steps * batch_size,
+        samples=samples or seen + steps * batch_size,
         curriculum=reconstruction_only() if reconstruction else Curriculum(),
         start=start,
         encoder=encoder,

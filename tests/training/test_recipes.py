@@ -1,6 +1,8 @@
 """Every recipe runs: the real backbones in their dry form, the miniature from cut-outs to the packaged folder."""
 
+import importlib.util
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +37,14 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def recipe(name, **options):
     return configure(load_recipe(RECIPES / f"{name}.py"), {key: str(value) for key, value in options.items()})
+
+
+def load_module(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", ["sd15_realcustom", "sdxl_realcustom_plus"])
@@ -140,6 +150,16 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
         out = pipeline("a dog on the beach", {"dog": reference}, num_inference_steps=1)
         assert out.images[0].size == (128, 128)
     assert isinstance(pipeline.reference_encoder, ReferenceEncoder)
+
+
+def test_the_trainings_of_the_whole_miniature_follow_each_other(tmp_path):
+    made = [recipe(name, **options) for name, options in load_module("miniature").stages(tmp_path / "s", tmp_path)]
+    first, second = (config.build.args[0] for config in made[-2:])
+    assert [config.name for config in made[:3]] == ["miniature-autoencoder", "miniature-base", "miniature-encoder"]
+    assert first.seen + made[-2].steps * made[-2].batch_size == second.seen
+    assert second.seen + made[-1].steps * made[-1].batch_size == second.samples == first.samples
+    assert first.start == str(made[2].out / "export")
+    assert (first.encoder, second.encoder, second.start) == ("", *[str(made[-2].out / "export")] * 2)
 
 
 class _Pairs:
