@@ -15,7 +15,6 @@ LATENT_CHANNELS = 8
 TEXT_WIDTH = 192
 REFERENCE_IMAGE_SIZE = 64
 REFERENCE_PATCH = 8
-GUIDANCE = (3.5, 7.0)  # text and image scale (RealCustom Eq. 13) that the shipped adapter works best with
 
 
 def build_vae() -> AutoencoderTiny:
@@ -105,7 +104,7 @@ def build_adapter(unet: UNet2DConditionModel, reference_encoder, projector: str 
 
     width = reference_encoder.feature_dim
     config = {"kind": projector, "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
-    adapter = RealCustomAdapter.for_unet(unet, projector=config, guidance=GUIDANCE)
+    adapter = RealCustomAdapter.for_unet(unet, projector=config)
     adapter.init_from_text(unet)
     return adapter
 
