@@ -12,6 +12,7 @@ from realcustom.cli.console import quiet, status
 from realcustom.cli.evaluate_options import (
     Adapter,
     Device,
+    ImageScale,
     Model,
     Out,
     Scale,
@@ -88,7 +89,7 @@ def stickers(
     limit: Annotated[int, typer.Option(min=8, help="How many images.")] = 200,
     steps: Steps = 25,
     guidance_scale: Scale = None,
-    image_guidance_scale: Annotated[float | None, typer.Option(help="A scale for the reference (Eq. 13).")] = None,
+    image_guidance_scale: ImageScale = None,
     mask_scope: Annotated[float | None, typer.Option(help="Share of the image a subject may fill.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of another judge; the bundled one.")] = None,
     seed: Seed = 0,
@@ -130,6 +131,7 @@ def paradox(
     limit: Annotated[int, typer.Option(min=8, help="How many images of each point.")] = 48,
     steps: Steps = 25,
     guidance_scale: Scale = None,
+    image_guidance_scale: ImageScale = None,
     inversion_steps: Annotated[int, typer.Option(min=0, help="Textual Inversion's steps; 0 leaves it out.")] = 200,
     weights: Annotated[Path | None, typer.Option(help="Folder of another judge; the bundled one.")] = None,
     seed: Seed = 0,
@@ -150,7 +152,8 @@ def paradox(
 
     judge = Judge.load(weights or WEIGHTS)
     pipelines = arms.Pipelines(model, adapter, variants, device)
-    setup = Setup(steps=steps, guidance_scale=guidance_scale, mask=pipelines.get(None).default_mask)
+    mask = pipelines.get(None).default_mask
+    setup = Setup(steps=steps, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale, mask=mask)
     made, out = samples(world, limit, seed), out or Path("outputs/paradox")
     inversion = InversionSettings(steps=inversion_steps) if inversion_steps else None
     with image_bar("paradox", len(made) * len(module.paradox_variants(setup, setup.mask))) as done:

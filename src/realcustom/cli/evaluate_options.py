@@ -25,6 +25,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run; outputs/NAME.
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images, spread over the subjects.")]
 ExtractorsName = Annotated[str, typer.Option(help="standard (from the hub), tests-tiny, or a folder: see the docs.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
+ImageScale = Annotated[float | None, typer.Option(help="A scale for the reference (Eq. 13).")]
 Scale = Annotated[float | None, typer.Option(help="Guidance scale; the model's own.")]
 Sam = Annotated[str | None, typer.Option(help="Folder or hub id of a SAM model that cuts out the subjects.")]
 Seed = Annotated[int, typer.Option(min=0, help="The first image's seed.")]

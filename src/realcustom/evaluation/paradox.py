@@ -46,7 +46,7 @@ def paradox_variants(setup: Setup, mask: MaskSettings) -> list[Variant]:
         setup, guidance_scale=7.5, image_guidance_scale=12.5, mask=replace(mask, spread=0, normalisation="max")
     )
     points.append(Variant(name="RealCustom, Eq. 13", family="RealCustom", setup=eq13, adapter="realcustom"))
-    single = replace(setup, mask=replace(mask, spread=0, normalisation="max"))
+    single = replace(setup, image_guidance_scale=None, mask=replace(mask, spread=0, normalisation="max"))
     points.append(Variant(name="RealCustom, one scale", family="RealCustom", setup=single, adapter="realcustom"))
     for scope in SCOPES:
         changed = replace(setup, mask=replace(mask, scope=scope))
