@@ -2,7 +2,8 @@
 
 `python recipes/miniature.py [subjects] [outputs]`. Each part goes on from its newest checkpoint, so that the command
 can be stopped and started again. From the measured speeds of two CPU cores (46 pictures, 60 samples, 35 references and
-37 samples a second of the four parts) it takes five and a half hours there; it has not been run on a GPU.
+37 samples a second of the four parts) it takes five and a half hours there at most: the last speed is that with trained
+encoders, which are frozen after the adapter's first quarter. It has not been run on a GPU.
 """
 
 import logging

@@ -30,8 +30,8 @@ from .objective import (
     Noised,
     add_noise,
     drop_conditions,
+    error_areas,
     min_snr_weights,
-    subject_areas,
     uniform_timesteps,
     weighted_error,
 )
@@ -93,8 +93,7 @@ class AdapterLoss:
             noised.latents, noised.timesteps, encoder_hidden_states=text.embeds, added_cond_kwargs=text.added
         ).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        areas = None if self.outside == 1 else subject_areas(batch["subjects"], self.outside)
-        loss = weighted_error(prediction, noised.target, weights, areas)
+        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, self.outside))
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
     def _visual_tokens(

@@ -15,8 +15,8 @@ from .logs import grid
 from .objective import (
     DrawTimesteps,
     add_noise,
+    error_areas,
     min_snr_weights,
-    subject_areas,
     uniform_timesteps,
     weighted_error,
 )
@@ -48,8 +48,7 @@ class BaseLoss:
         text = modules["text_encoder"](input_ids=tokens).last_hidden_state
         prediction = modules["unet"](noised.latents, noised.timesteps, encoder_hidden_states=text).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        areas = None if self.outside == 1 else subject_areas(batch["subjects"], self.outside)
-        loss = weighted_error(prediction, noised.target, weights, areas)
+        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, self.outside))
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
 

@@ -5,7 +5,7 @@ Shapes: B samples, C latent channels, h, w latent height and width, t timesteps 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,21 @@ def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor, areas: T
     if areas is not None:
         error = error * areas
     return (weights * error.flatten(1).mean(dim=1)).mean()
+
+
+def error_areas(batch: Mapping[str, Tensor], outside: float) -> Tensor | None:
+    """`subject_areas` of batch["subjects"] (B, h, w), or None at `outside` 1, where nothing need be known of them.
+
+    Raises:
+        ValueError: the batch does not tell where the subjects are.
+    """
+    if outside == 1:
+        return None
+    if "subjects" not in batch:
+        raise ValueError(
+            "The data do not tell where the subjects are: cache the latents anew with references, or set outside to 1."
+        )
+    return subject_areas(batch["subjects"], outside)
 
 
 def subject_areas(shares: Tensor, outside: float) -> Tensor:
