@@ -22,7 +22,8 @@ from realcustom.training.objective import noisier_timesteps
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-# Narrower than the world's defaults: poses, sizes and patterns that vary less are learned from fewer samples.
+# Narrower than the world's defaults: poses, sizes and patterns that vary less are learned from fewer samples. What is
+# small, accessories and companions, is shown more often.
 WORLD = WorldSettings(
     no_scene=0.1,
     repaint=0.3,
@@ -30,11 +31,12 @@ WORLD = WorldSettings(
     area=(0.2, 0.5),
     patterned=0.2,
     style=0.06,
-    companion=0.05,
-    two_subjects=0.18,
+    accessory=0.5,
+    companion=0.1,
+    two_subjects=0.2,
 )
 NOISIER = 2.0  # power of the draw of timesteps
-OUTSIDE = 0.3  # weight of the error outside the subject
+OUTSIDE = 0.3  # weight of the error outside all figures
 PROMPTS = (
     "a dog on the beach",
     "a cat in the forest",

@@ -127,7 +127,7 @@ def test_the_whole_paradox(pipelines, judge, made, tmp_path, monkeypatch):
     groups = [sample.task.group for sample in made]
     assert verdict(found, lambda one, other, name: difference(one.values, other.values, name, groups))
     picture = np.asarray(plot(found))
-    assert picture.shape == (640, 900, 3)
+    assert picture.shape == (640, 960, 3)
     assert (picture == FAMILIES["RealCustom++"]).all(axis=2).sum() > 20
 
 

@@ -11,8 +11,16 @@ from realcustom.data.world import WorldSettings
 from realcustom.evaluation.judge import Judge
 from realcustom.evaluation.judge_network import StickerJudge
 from realcustom.evaluation.judge_report import validate_judge
-from realcustom.evaluation.judge_training import IGNORED, VOCABULARY, JudgeLoss, JudgeRecords, export_judge, word_map
-from realcustom.evaluation.views import coarse, largest_parts, subject_crop, view
+from realcustom.evaluation.judge_training import (
+    IGNORED,
+    VOCABULARY,
+    JudgeLoss,
+    JudgeRecords,
+    export_judge,
+    own_crops,
+    word_map,
+)
+from realcustom.evaluation.views import coarse, largest_parts, subject_crop, surroundings, view
 
 SETTINGS = WorldSettings(words=("dog", "cat", "robot"), scenes=("beach", "space"), plates=1, accessory=0.6, style=0.3)
 
@@ -76,6 +84,26 @@ def test_batches_are_true_and_repeatable(cutouts):
     for name in named:
         labels = batch[name]
         assert ((labels >= 0) & (labels < len(VOCABULARY[name])) | (labels == IGNORED)).all()
+
+
+def test_crops_are_cut_along_the_judges_own_outline(cutouts):
+    batch = JudgeRecords(cutouts, SETTINGS).batch(np.arange(8))
+    own = batch["own"] > 0
+    assert 0 < own.sum() < 8
+    words = torch.full((8, 61, 32, 32), -9.0)
+    words[:, 0] = -1.0
+    rows = torch.arange(8)
+    words[rows, batch["own"], 8:24, 4:20] = 0.0
+    kept = own_crops(batch, words, torch.ones(8, dtype=torch.bool))
+    assert torch.equal(kept[0], batch["crops"]) and torch.equal(kept[1], batch["worn"])
+    crops, worn = own_crops(batch, words, torch.zeros(8, dtype=torch.bool))
+    mask = np.zeros((128, 128), bool)
+    mask[32:96, 16:80] = True
+    for row in rows.tolist():
+        picture = batch["pictures"][row].permute(1, 2, 0).numpy()
+        for made, before, cut in ((crops, "crops", subject_crop), (worn, "worn", surroundings)):
+            expected = torch.from_numpy(cut(picture, mask)).permute(2, 0, 1) if own[row] else batch[before][row]
+            assert (made[row].float() - expected.float()).abs().mean() < 12
 
 
 def test_it_learns_the_small_world(cutouts):

@@ -18,9 +18,9 @@ from realcustom.training.feeding import feed_batches
 from realcustom.training.objective import (
     add_noise,
     drop_conditions,
+    error_areas,
     min_snr_weights,
     noisier_timesteps,
-    subject_areas,
     weighted_error,
 )
 
@@ -103,9 +103,9 @@ def test_autoencoder_terms_vanish_where_they_should():
 
 
 def test_the_error_outside_the_subject_counts_less():
-    shares = torch.zeros(2, 6, 6, dtype=torch.uint8)
-    shares[0, 2, 2] = 9
-    areas = subject_areas(shares, 0.25)
+    figures = torch.zeros(2, 6, 6)
+    figures[0, 2, 2] = 1
+    areas = error_areas({"figures": figures}, "figures", 0.25)
     assert float(areas.mean()) == pytest.approx(1)
     assert torch.equal(areas[0, 0] > 1, F.pad(torch.ones(3, 3, dtype=torch.bool), (1, 2, 1, 2)))
     assert float(areas[0, 0, 2, 2] / areas[1, 0, 0, 0]) == pytest.approx(4)
@@ -114,8 +114,11 @@ def test_the_error_outside_the_subject_counts_less():
     ones = torch.ones(2)
     outside = weighted_error(errors, torch.zeros_like(errors), ones, areas)
     assert float(outside) < 0.9 * float(weighted_error(errors, torch.zeros_like(errors), ones))
-    everywhere = weighted_error(errors, torch.zeros_like(errors), ones, subject_areas(shares, 1.0))
-    assert float(everywhere) == pytest.approx(float(weighted_error(errors, torch.zeros_like(errors), ones)))
+    twice = error_areas({"figures": 2 * figures}, "figures", 0.25)
+    assert float(twice[0, 0, 2, 2] / twice[1, 0, 0, 0]) == pytest.approx(7)
+    assert error_areas({}, "figures", 1.0) is None
+    with pytest.raises(ValueError, match="do not tell where the subjects are"):
+        error_areas({"figures": figures}, "subjects", 0.25)
 
 
 def test_curriculum_grows():

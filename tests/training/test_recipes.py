@@ -171,6 +171,7 @@ class _Pairs:
             "image": image,
             "reference": image + 100,
             "mask": mask,
+            "figures": mask[None],
             "caption": f"a dog {index}",
             "difficulty": index / 16,
         }
@@ -236,3 +237,14 @@ def test_dry_records_depend_on_the_index_only():
     first, second = source.batch(np.array([3, 4])), source.batch(np.array([3, 4]))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["pixels"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_small_figures_weigh_more():
+    figures = np.zeros((3, 16, 16), bool)
+    figures[0, :8, :8] = True
+    figures[1, 12:, 12:] = True
+    figures[2, 8:10, 0:2] = True
+    weights = latents.emphasis(figures, (8, 8))
+    assert weights.dtype == np.float16 and weights.shape == (8, 8)
+    assert (float(weights[0, 0]), float(weights[7, 7]), float(weights[4, 0])) == (1, 2, latents.SMALLEST)
+    assert not weights[4:, 1:6].any()

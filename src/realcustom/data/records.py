@@ -17,6 +17,8 @@ class Record:
     words: S target words exactly as they stand in the caption.
     references: S uint8 arrays (h, w, 3); references[i] shows the identity behind words[i].
     masks: bool (S, H, W), the visible area of each subject; accessories worn inside the silhouette count as subject.
+    others: bool (K, H, W), the visible areas of what else was drawn on the scene, a companion or an accessory; None
+        where it is not known.
     attributes: plain JSON values: scene, style, identities, colours, accessory, companion, poses, ...
     """
 
@@ -25,6 +27,7 @@ class Record:
     words: tuple[str, ...]
     references: tuple[np.ndarray, ...]
     masks: np.ndarray
+    others: np.ndarray | None = None
     attributes: dict = field(default_factory=dict)
 
 

@@ -121,7 +121,7 @@ class StickerWorld:
         rng = random.Random(f"{settings.seed}-{settings.split}-{index}")
         plan = self.plan(rng)
         canvas, phrase, scene = self._scene(plan, rng)
-        masks = self._compose(canvas, plan, rng)
+        masks, others = self._compose(canvas, plan, rng)
         if plan.style is not None:
             canvas = STYLE_PAINTERS[plan.style](canvas)
         level = settings.difficulty if difficulty is None else difficulty
@@ -133,6 +133,7 @@ class StickerWorld:
             words=tuple(identity.word for identity in plan.identities),
             references=references,
             masks=masks,
+            others=others,
             attributes=_attributes(plan, scene, phrase, index, level),
         )
         return reconstruction(made) if reconstruct else made
@@ -225,19 +226,22 @@ class StickerWorld:
             canvas, scene, phrase = self.backgrounds.background(plan.scene, rng), plan.scene, SCENE_PHRASES[plan.scene]
         return canvas, phrase if plan.names_scene else None, scene
 
-    def _compose(self, canvas: Image.Image, plan: Plan, rng: random.Random) -> np.ndarray:
-        """Draws companion, subjects and accessory; returns the subjects' visible masks, bool (S, H, W)."""
+    def _compose(self, canvas: Image.Image, plan: Plan, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """Draws companion, subjects and accessory; returns the visible masks of the subjects and of the rest, bool
+        (S, H, W) and (K, H, W)."""
         size = self.settings.size
         room = 0.96 if len(plan.identities) == 1 and plan.companion is None else 0.56
-        if plan.companion is not None:
-            self._draw(canvas, *plan.companion, room=0.5)
         masks: list[np.ndarray] = []
+        others: list[np.ndarray] = []
+        if plan.companion is not None:
+            others.append(self._draw(canvas, *plan.companion, room=0.5)[0])
         for place, (identity, pose) in enumerate(zip(plan.identities, plan.poses, strict=True)):
             worn = plan.accessory if place == 0 else None
             cover, worn_cover = self._draw(canvas, identity, pose, room=room, worn=worn, rng=rng)
             masks = [mask & ~(cover | worn_cover) for mask in masks] + [cover]
+            others = [mask & ~cover for mask in others] + ([worn_cover] if worn is not None else [])
         assert masks[0].shape == (size, size)
-        return np.stack(masks)
+        return np.stack(masks), np.stack(others) if others else np.zeros((0, size, size), bool)
 
     def _draw(
         self, canvas: Image.Image, identity: Identity, pose: Pose, *, room: float, worn: str | None = None,

@@ -16,11 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from .judge_network import StickerJudge, as_pixels
-from .views import largest_parts, subject_crop, surroundings
+from .views import SMALLEST, found, subject_crop, surroundings
 
 WEIGHTS = Path(__file__).parent / "judge_weights"
 PICTURE_SIZE = 128
-SMALLEST = 0.008  # share of the picture below which a word counts as absent
 
 
 class Judge:
@@ -125,27 +124,19 @@ class Sight:
         """
         names = self.judge.vocabulary("words")
         scores = self.scores["words"]
-        found = None
+        size, mask = self.picture.shape[1::-1], None
         if word in names:
-            found = self._area(scores[1 + names.index(word)] - scores[0])
-        if found is None:
+            mask = found(scores[1 + names.index(word)] - scores[0], size)
+        if mask is None:
             rest = [index for index, name in enumerate(names, 1) if name not in others]
             known = [0, *(names.index(name) + 1 for name in others if name in names)]
-            found = self._area(scores[rest].sum(axis=0) - scores[known].sum(axis=0))
-        return found
+            mask = found(scores[rest].sum(axis=0) - scores[known].sum(axis=0), size)
+        return mask
 
     def crop(self, word: str, others: Sequence[str] = ()) -> np.ndarray | None:
         """The word's subject alone, uint8 (C, C, 4); None where it is not seen."""
         mask = self.mask(word, others)
         return None if mask is None else subject_crop(self.picture, mask)
-
-    def _area(self, lead: np.ndarray) -> np.ndarray | None:
-        """Pixels where a score map (h, w) is above 0."""
-        size = self.picture.shape[1::-1]
-        mask = np.asarray(Image.fromarray(lead.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)) > 0
-        if mask.mean() < SMALLEST:
-            return None
-        return largest_parts(mask)
 
     def _best(self, kind: str, names: Sequence):
         return names[int(self.scores[kind].argmax())]

@@ -23,7 +23,7 @@ from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, DEFAULT_WORDS
 from realcustom.data.world import StickerWorld, WorldSettings
 
 from .judge_network import StickerJudge
-from .views import blurred, coarse, roughened, subject_crop, surroundings, view
+from .views import blurred, coarse, found, roughened, subject_crop, surroundings, view
 
 # Companions are further subjects here: they look the same, and a subject's true mask is known.
 JUDGE_WORLD = WorldSettings(
@@ -64,7 +64,8 @@ class JudgeRecords:
 
     def batch(self, indices: np.ndarray) -> Mapping[str, Tensor]:
         """pictures uint8 (B, 3, H, W); crops, others and worn uint8 (B, 4, C, C); int64 labels: words (B, h, w); scene,
-        style, accessory, colour, named (B,), where named is 1 for rows whose identity shows its own colours."""
+        style, accessory, colour, named, own (B,), where named is 1 for rows whose identity shows its own colours, and
+        own is the first subject's label in `words` or 0 where the crops are of another picture than `pictures`."""
         rows = [self._sample(self.world, int(index)) for index in indices]
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
@@ -80,6 +81,8 @@ class JudgeRecords:
         if rng.random() < 0.33:
             picture = crops["others"][0]
             labels |= labels_of_view(identity.word, alone_mask, alone_scene)
+        else:
+            labels["own"] = np.int64(1 + DEFAULT_WORDS.index(identity.word))
         sample = {name: subject_crop(values, roughened(mask, rng)) for name, (values, mask) in crops.items()}
         sample["worn"] = surroundings(crops["crops"][0], roughened(visible, rng))
         sample = {name: rearrange(values, "h w c -> c h w") for name, values in {"pictures": picture, **sample}.items()}
@@ -102,6 +105,7 @@ def labels_of(record: Record) -> dict[str, np.ndarray]:
         "accessory": place("accessory", facts["accessory"]),
         "colour": np.int64(IGNORED) if facts["colours"][0] is None else place("colour", facts["colours"][0]),
         "named": np.int64(facts["style"] is None),
+        "own": np.int64(0),
     }
 
 
@@ -132,7 +136,8 @@ class JudgeLoss:
     """(modules, batch, generator) -> (loss, metrics), modules["judge"] trained.
 
     Every kind of phrase is a choice against all phrases of its kind, a cell's word one in which all subjects together
-    weigh as much as all background. Half of the pictures are named by the true outline, half by the judge's own.
+    weigh as much as all background. Half of the pictures are named by the true outline, half by the judge's own; so are
+    half of the crops, as all will be when it judges.
     Identities are a choice against all others of the batch, in both directions (InfoNCE).
     """
 
@@ -142,16 +147,17 @@ class JudgeLoss:
         judge: StickerJudge = modules["judge"]
         pictures = batch["pictures"].float() / 255
         out = judge.see(pictures)
-        out["accessory"] = judge.worn(batch["worn"].float() / 255)
         losses = {
-            name: F.cross_entropy(out[name].float(), batch[name], ignore_index=IGNORED)
-            for name in ("scene", "style", "accessory")
+            name: F.cross_entropy(out[name].float(), batch[name], ignore_index=IGNORED) for name in ("scene", "style")
         }
         told = torch.rand(len(pictures), generator=generator, device=pictures.device) < 0.5
         truth = (batch["words"] > 0).to(pictures.dtype)[:, None]
         shares = torch.where(told[:, None, None, None], truth, out["subject"].sigmoid().to(pictures.dtype))
-        losses["words"] = word_loss(judge.name(pictures, out["subject"], shares), batch["words"])
-        crops = torch.cat([batch["crops"], batch["others"]]).float() / 255
+        words = judge.name(pictures, out["subject"], shares)
+        losses["words"] = word_loss(words, batch["words"])
+        crops, worn = own_crops(batch, words, told)
+        losses["accessory"] = F.cross_entropy(judge.worn(worn.float() / 255).float(), batch["accessory"])
+        crops = torch.cat([crops, batch["others"]]).float() / 255
         embeddings, colours = judge.crops(crops)
         first, second = embeddings.chunk(2)
         losses["identity"] = contrast(first, second, batch["named"].bool(), self.temperature)
@@ -161,6 +167,24 @@ class JudgeLoss:
         # A batch without any colour word or scene has no loss of that kind.
         losses = {name: torch.nan_to_num(loss, nan=0.0) for name, loss in losses.items()}
         return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def own_crops(batch: Mapping[str, Tensor], words: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """batch["crops"] and batch["worn"], with the rows that `told` (B,) leaves out cut along the judge's own outline.
+
+    words: (B, 1 + W, h, w) log-probabilities. Rows whose crops are of another picture, or whose subject the judge does
+    not find, stay.
+    """
+    crops, worn = batch["crops"].clone(), batch["worn"].clone()
+    for row in torch.nonzero(~told & (batch["own"] > 0)).flatten().tolist():
+        scores = words[row, [0, int(batch["own"][row])]].exp().float().cpu().numpy()
+        picture = rearrange(batch["pictures"][row], "c h w -> h w c").cpu().numpy()
+        mask = found(scores[1] - scores[0], picture.shape[1::-1])
+        if mask is not None:
+            for rows, cut in ((crops, subject_crop), (worn, surroundings)):
+                rows[row] = torch.from_numpy(rearrange(cut(picture, mask), "h w c -> c h w").copy())
+    return crops, worn
 
 
 def word_loss(logits: Tensor, labels: Tensor) -> Tensor:

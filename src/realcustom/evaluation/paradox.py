@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from realcustom.guidance.mask import MaskSettings
 
@@ -27,6 +27,7 @@ SCOPES = (0.1, 0.25, 0.4, 0.6)
 REGULARISATIONS = (0.0, 0.01, 0.1)
 # A binary mask over the whole image is no mask: 1 everywhere, as in training.
 UNMASKED = MaskSettings(scope=1.0, binary=True, spread=0, update_until=1)
+NAMES_WIDTH = 220  # pixels of the plot's column of names
 FAMILIES = {
     "text only": (90, 90, 96),
     "Textual Inversion": (214, 120, 20),
@@ -113,8 +114,11 @@ def verdict(found: Comparison, difference: Callable[[Arm, Arm, str], object]) ->
     return "No scope of RealCustom++ beats every unmasked strength beyond the intervals: the masks do not pay here."
 
 
-def plot(found: Comparison, size: tuple[int, int] = (900, 640)) -> Image.Image:
-    """Similarity (across) against text control (up), a point and its two intervals for each variant, RGB."""
+def plot(found: Comparison, size: tuple[int, int] = (960, 640)) -> Image.Image:
+    """Similarity (across) against text control (up), a point and its two intervals for each variant, RGB.
+
+    The names stand in a column at the right, in the order of the points from top to bottom.
+    """
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     points = [
@@ -133,13 +137,26 @@ def plot(found: Comparison, size: tuple[int, int] = (900, 640)) -> Image.Image:
         for variant, x, y in points:
             if variant.family == family:
                 _point(draw, place, x, y, colour)
-                draw.text((place(x.mean, y.mean)[0] + 7, place(x.mean, y.mean)[1] - 14), variant.name, fill=colour)
+    _names(draw, size, [(variant, place(x.mean, y.mean)) for variant, x, y in points])
     return picture
+
+
+def _names(draw: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequence[tuple[Variant, tuple]]) -> None:
+    """Every point's name beside the plot, and a thin line to it; no two names meet."""
+    ordered = sorted(points, key=lambda entry: (entry[1][1], -entry[1][0]))
+    gap = min(24.0, (size[1] - 100) / len(ordered))
+    wanted = sum(y for _, (_, y) in ordered) / len(ordered) - gap * (len(ordered) - 1) / 2
+    top = max(30.0, min(wanted, size[1] - 70 - gap * (len(ordered) - 1)))
+    font = ImageFont.load_default(13)
+    for row, (variant, point) in enumerate(ordered):
+        height, colour = top + row * gap, FAMILIES[variant.family]
+        draw.line([point, (size[0] - NAMES_WIDTH + 12, height)], fill=tuple((c + 2 * 255) // 3 for c in colour))
+        draw.text((size[0] - NAMES_WIDTH + 16, height), variant.name, fill=colour, font=font, anchor="lm")
 
 
 def _axes(draw: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequence) -> Callable:
     """Axes with labels; returns (similarity, text) -> pixel."""
-    (left, top), (right, bottom) = (80, 30), (size[0] - 190, size[1] - 70)
+    (left, top), (right, bottom) = (80, 30), (size[0] - NAMES_WIDTH - 20, size[1] - 70)
     ranges = []
     for values in zip(*[(x, y) for _, x, y in points], strict=True):
         ends = [v for e in values for v in (e.mean, e.low, e.high) if v == v]

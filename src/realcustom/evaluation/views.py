@@ -17,6 +17,7 @@ from realcustom.data.world import StickerWorld
 
 CROP_SIZE = 64
 CELL = 4  # pixels of one cell of the judge's segmentation
+SMALLEST = 0.008  # share of the picture below which a subject counts as absent
 
 
 def view(world: StickerWorld, identity: Identity, rng: random.Random) -> tuple[np.ndarray, np.ndarray, str | None]:
@@ -110,6 +111,17 @@ def blurred(picture: np.ndarray, rng: random.Random) -> np.ndarray:
         noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(2, 8), values.shape)
         values = np.clip(values + noise, 0, 255).astype(np.uint8)
     return values
+
+
+def found(lead: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """Pixels (H, W) where a subject was seen: bool, or None where too few to count.
+
+    Args:
+        lead: float (h, w), above 0 where the subject is more probable than what it is told from.
+        size: (W, H).
+    """
+    mask = np.asarray(Image.fromarray(lead.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)) > 0
+    return None if mask.mean() < SMALLEST else largest_parts(mask)
 
 
 def largest_parts(mask: np.ndarray, share: float = 0.2) -> np.ndarray:

@@ -93,7 +93,7 @@ class AdapterLoss:
             noised.latents, noised.timesteps, encoder_hidden_states=text.embeds, added_cond_kwargs=text.added
         ).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, self.outside))
+        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, "subjects", self.outside))
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
     def _visual_tokens(

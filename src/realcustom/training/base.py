@@ -30,7 +30,7 @@ class BaseLoss:
     empty_tokens: (T,) token numbers of the empty caption, which replaces `dropout` of all captions.
     min_snr: gamma of the Min-SNR weights, None for none.
     draw: of the timesteps.
-    outside: weight of the error outside the subject, 0 to 1; below 1 it needs batch["subjects"] (B, h, w).
+    outside: weight of the error outside the subject, 0 to 1; below 1 it needs batch["figures"] (B, h, w).
     """
 
     scheduler: object
@@ -48,7 +48,7 @@ class BaseLoss:
         text = modules["text_encoder"](input_ids=tokens).last_hidden_state
         prediction = modules["unet"](noised.latents, noised.timesteps, encoder_hidden_states=text).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
-        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, self.outside))
+        loss = weighted_error(prediction, noised.target, weights, error_areas(batch, "figures", self.outside))
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
 

@@ -6,6 +6,7 @@ A cache is a folder of chunks `chunk-00000/`, each complete or absent:
     references.npy  uint8 (N, H, W, 3), the subject in another picture (where references are cached)
     images.npy      uint8 (N, H, W, 3), the picture itself (with references; the reconstruction stage's reference)
     subjects.npy    uint8 (N, h, w), how much of each latent cell the reference's subject fills, 0..255 (the same)
+    figures.npy     float16 (N, h, w), the `emphasis` of each latent cell (the same)
     difficulty.npy  float32 (N,), how far the reference's pose and size are from the picture's, 0..1
 More records are added by asking for a larger number.
 """
@@ -16,7 +17,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from .autoencoder import to_signed
 
 CHUNK = 2048
 ENCODED_AT_ONCE = 32
+SMALLEST = 4.0  # what a cell of a very small figure weighs
 
 
 class Pairs(Protocol):
@@ -39,7 +41,7 @@ class Pairs(Protocol):
 
     def sample(self, index: int) -> dict:
         """image uint8 (H, W, 3), caption, and for references: reference uint8 (H, W, 3), mask bool (H, W) of its
-        subject in the picture, difficulty."""
+        subject in the picture, figures bool (F, H, W), all that stands in the scene, difficulty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +106,20 @@ class LatentCache:
         self.references = _Rows(chunks, "references.npy")
         self.images = _Rows(chunks, "images.npy")
         self.subjects = _Rows(chunks, "subjects.npy")
+        self.figures = _Rows(chunks, "figures.npy")
         self.difficulty = np.concatenate([np.load(chunk / "difficulty.npy") for chunk in chunks])
         self.size = len(self.captions) if count is None else min(count, len(self.captions))
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """latents float16 (B, C, h, w), tokens int64 (B, T) and, with references, subjects uint8 (B, h, w)."""
+        """latents float16 (B, C, h, w), tokens int64 (B, T) and, with references, what a cell weighs (B, h, w):
+        subjects bool, where the reference's subject is, and figures float16, `emphasis`."""
         batch = {
             "latents": torch.from_numpy(self.latents.take(indices)),
             "tokens": torch.from_numpy(self.tokens[indices].astype(np.int64)),
         }
         if self.subjects.paths[0].exists():
-            batch["subjects"] = torch.from_numpy(self.subjects.take(indices))
+            batch["subjects"] = torch.from_numpy(self.subjects.take(indices) > 0)
+            batch["figures"] = torch.from_numpy(self.figures.take(indices))
         return batch
 
 
@@ -152,15 +157,35 @@ def _write_chunk(pairs: Pairs, vae: str, folder: Path, settings: CacheSettings, 
     if settings.references:
         np.save(unfinished / "references.npy", np.stack([sample["reference"] for sample in samples]))
         np.save(unfinished / "images.npy", np.stack([sample["image"] for sample in samples]))
-        np.save(unfinished / "subjects.npy", shares([sample["mask"] for sample in samples], latents.shape[-2:]))
+        size = latents.shape[-2:]
+        np.save(unfinished / "subjects.npy", shares(np.stack([sample["mask"] for sample in samples]), size))
+        np.save(unfinished / "figures.npy", np.stack([emphasis(sample["figures"], size) for sample in samples]))
     (unfinished / "captions.json").write_text(json.dumps([sample["caption"] for sample in samples]))
     os.rename(unfinished, folder / _name(number))
 
 
-def shares(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Masks bool (H, W) -> how much of each cell of a coarser grid they fill, uint8 (N, *size), 0..255."""
-    filled = torch.from_numpy(np.stack(masks)).float()[:, None]
-    return (255 * F.interpolate(filled, size=size, mode="area")[:, 0]).round().to(torch.uint8).numpy()
+def shares(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks bool (N, H, W) -> how much of each cell of a coarser grid they fill, uint8 (N, *size), 0..255."""
+    filled = F.interpolate(torch.from_numpy(masks).float()[:, None], size=size, mode="area")[:, 0]
+    return (255 * filled).round().to(torch.uint8).numpy()
+
+
+def emphasis(figures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What the cells of a picture weigh so that a hat is learned beside the elephant that wears it.
+
+    A figure's cells weigh the root of how much smaller it is than the largest, at most `SMALLEST`; where several meet,
+    the heaviest counts; cells of none weigh 0.
+
+    Args:
+        figures: bool (F, H, W), F at least 1.
+        size: of the coarser grid (h, w).
+
+    Returns:
+        float16 (h, w).
+    """
+    areas = figures.sum(axis=(1, 2))
+    weights = np.minimum((areas.max() / np.maximum(areas, 1)) ** 0.5, SMALLEST)
+    return ((shares(figures, size) > 0) * weights[:, None, None]).max(axis=0).astype(np.float16)
 
 
 @torch.no_grad()

@@ -105,29 +105,25 @@ def weighted_error(prediction: Tensor, target: Tensor, weights: Tensor, areas: T
     return (weights * error.flatten(1).mean(dim=1)).mean()
 
 
-def error_areas(batch: Mapping[str, Tensor], outside: float) -> Tensor | None:
-    """`subject_areas` of batch["subjects"] (B, h, w), or None at `outside` 1, where nothing need be known of them.
+def error_areas(batch: Mapping[str, Tensor], name: str, outside: float) -> Tensor | None:
+    """(B, 1, h, w) weights of the positions, of mean 1: what batch[name] says, to `outside` where it says 0.
+
+    Args:
+        batch: batch[name] (B, h, w) is above 0 in cells of a subject; the cells beside them, its edge, weigh as much.
+        name: "subjects" or "figures".
+        outside: weight of the other cells before the division by the mean, 0 to 1. At 1 all weigh the same, and None
+            is returned: nothing need be known of the subjects.
 
     Raises:
-        ValueError: the batch does not tell where the subjects are.
+        ValueError: the batch does not tell where they are.
     """
     if outside == 1:
         return None
-    if "subjects" not in batch:
+    if name not in batch:
         raise ValueError(
-            "The data do not tell where the subjects are: cache the latents anew with references, or set outside to 1."
+            f"The data do not tell where the {name} are: cache the latents anew with references, or set outside to 1."
         )
-    return subject_areas(batch["subjects"], outside)
-
-
-def subject_areas(shares: Tensor, outside: float) -> Tensor:
-    """(B, 1, h, w) weights of the positions, of mean 1: 1 where the subject or its edge is to `outside` elsewhere.
-
-    Args:
-        shares: (B, h, w), above 0 in the cells that the subject touches.
-        outside: weight of the other cells before the division by the mean, 0 to 1.
-    """
-    inside = F.max_pool2d((shares > 0).float()[:, None], 3, stride=1, padding=1)
+    inside = F.max_pool2d(batch[name].float()[:, None], 3, stride=1, padding=1)
     areas = outside + (1 - outside) * inside
     return areas / areas.mean()
 

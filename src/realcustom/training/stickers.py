@@ -52,7 +52,8 @@ class StickerPairs(Stickers):
     """
 
     def sample(self, index: int) -> dict:
-        """image, reference: uint8 (H, W, 3); mask bool (H, W) of the reference's subject; caption; difficulty 0..1."""
+        """image, reference: uint8 (H, W, 3); mask bool (H, W) of the reference's subject; figures bool (F, H, W), all
+        that stands in the scene; caption; difficulty 0..1."""
         difficulty = index % DIFFICULTY_STEPS / (DIFFICULTY_STEPS - 1)
         record = self.world.record(index, difficulty=difficulty)
         subject = index // DIFFICULTY_STEPS % len(record.references)
@@ -60,6 +61,7 @@ class StickerPairs(Stickers):
             "image": record.image,
             "reference": record.references[subject],
             "mask": record.masks[subject],
+            "figures": np.concatenate([record.masks, record.others]),
             "caption": record.caption,
             "difficulty": difficulty,
         }
