@@ -95,7 +95,8 @@ def test_crops_are_cut_along_the_judges_own_outline(cutouts):
     rows = torch.arange(8)
     words[rows, batch["own"], 8:24, 4:20] = 0.0
     kept = own_crops(batch, words, torch.ones(8, dtype=torch.bool))
-    assert torch.equal(kept[0], batch["crops"]) and torch.equal(kept[1], batch["worn"])
+    assert torch.equal(kept[0], batch["crops"])
+    assert torch.equal(kept[1], batch["worn"])
     crops, worn = own_crops(batch, words, torch.zeros(8, dtype=torch.bool))
     mask = np.zeros((128, 128), bool)
     mask[32:96, 16:80] = True

@@ -245,6 +245,7 @@ def test_small_figures_weigh_more():
     figures[1, 12:, 12:] = True
     figures[2, 8:10, 0:2] = True
     weights = latents.emphasis(figures, (8, 8))
-    assert weights.dtype == np.float16 and weights.shape == (8, 8)
+    assert weights.dtype == np.float16
+    assert weights.shape == (8, 8)
     assert (float(weights[0, 0]), float(weights[7, 7]), float(weights[4, 0])) == (1, 2, latents.SMALLEST)
     assert not weights[4:, 1:6].any()
