@@ -94,10 +94,14 @@ def test_crops_are_cut_along_the_judges_own_outline(cutouts):
     words[:, 0] = -1.0
     rows = torch.arange(8)
     words[rows, batch["own"], 8:24, 4:20] = 0.0
+    batch["words"][:] = 0
+    batch["words"][:, 8:24, 4:20] = batch["own"][:, None, None]
     kept = own_crops(batch, words, torch.ones(8, dtype=torch.bool))
     assert torch.equal(kept[0], batch["crops"])
     assert torch.equal(kept[1], batch["worn"])
     crops, worn = own_crops(batch, words, torch.zeros(8, dtype=torch.bool))
+    elsewhere = {**batch, "words": batch["words"].roll(20, 1)}
+    assert torch.equal(own_crops(elsewhere, words, torch.zeros(8, dtype=torch.bool))[0], batch["crops"])
     mask = np.zeros((128, 128), bool)
     mask[32:96, 16:80] = True
     for row in rows.tolist():

@@ -23,6 +23,7 @@ from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, DEFAULT_WORDS
 from realcustom.data.world import StickerWorld, WorldSettings
 
 from .judge_network import StickerJudge
+from .metrics import mask_iou
 from .views import blurred, coarse, found, roughened, subject_crop, surroundings, view
 
 # Companions are further subjects here: they look the same, and a subject's true mask is known.
@@ -35,6 +36,7 @@ VOCABULARY = {
     "accessory": (None, *ACCESSORY_PHRASES),
     "colour": tuple(COLOURS),
 }
+FOUND = 0.5  # IoU with the truth from which on a crop along the judge's own outline shows the subject
 IGNORED = -100  # cross_entropy's label of rows that do not count
 
 
@@ -173,12 +175,15 @@ class JudgeLoss:
 def own_crops(batch: Mapping[str, Tensor], words: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
     """batch["crops"] and batch["worn"], with the rows that `told` (B,) leaves out cut along the judge's own outline.
 
-    words: (B, 1 + W, h, w) log-probabilities. Rows whose crops are of another picture, or whose subject the judge does
-    not find, stay.
+    words: (B, 1 + W, h, w) log-probabilities. Rows whose crops are of another picture stay, and those whose subject
+    the judge finds badly: another subject's crop would teach something false.
     """
     crops, worn = batch["crops"].clone(), batch["worn"].clone()
     for row in torch.nonzero(~told & (batch["own"] > 0)).flatten().tolist():
-        scores = words[row, [0, int(batch["own"][row])]].exp().float().cpu().numpy()
+        own = int(batch["own"][row])
+        scores = words[row, [0, own]].exp().float().cpu().numpy()
+        if mask_iou(scores[1] > scores[0], (batch["words"][row] == own).cpu().numpy()) < FOUND:
+            continue
         picture = rearrange(batch["pictures"][row], "c h w -> h w c").cpu().numpy()
         mask = found(scores[1] - scores[0], picture.shape[1::-1])
         if mask is not None:
