@@ -40,6 +40,7 @@ def validate_judge(judge: Judge, world: StickerWorld, count: int = 400, gallery:
         "companion": {"companion": 1.0, "two_subjects": 0.0},
     }
     report = identity_retrieval(judge, world_like(world, settings), count, gallery)
+    answers = []
     for kind, changes in kinds.items():
         records = [world_like(world, replace(settings, **changes)).record(index) for index in range(count)]
         records = [record for record in records if record.attributes.get(kind) or kind in ("scene", "colour")]
@@ -48,6 +49,8 @@ def validate_judge(judge: Judge, world: StickerWorld, count: int = 400, gallery:
         sights = judge.look([Image.fromarray(record.image) for record in records])
         right = [shows(sight, record, kind) for sight, record in zip(sights, records, strict=True)]
         report[kind] = bootstrap(right)
+        answers += right
+    report["prompt attributes, these five together"] = bootstrap(answers)
     absent = [world_like(world, replace(settings, accessory=0.0, style=0.0)).record(index) for index in range(count)]
     sights = judge.look([Image.fromarray(record.image) for record in absent])
     report["no accessory where there is none"] = bootstrap(
