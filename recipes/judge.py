@@ -15,13 +15,13 @@ SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 def recipe(
     out: Path = Path("outputs/judge"),
     subjects: Path = SUBJECTS,
-    steps: int = 3400,
+    steps: int = 6000,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     workers: int = 1,
     seed: int = 0,
 ) -> TrainConfig:
-    """About 218,000 pictures; the export belongs in src/realcustom/evaluation/judge_weights."""
+    """About 384,000 pictures; the export belongs in src/realcustom/evaluation/judge_weights."""
     return TrainConfig(
         name="judge",
         out=out,
