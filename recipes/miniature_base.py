@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from realcustom.data.vocabulary import caption_corpus
 from realcustom.data.world import WorldSettings
@@ -99,7 +99,7 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
     """U-Net and text encoder from random weights or from an earlier export."""
     with PartialState().main_process_first():
         cache_latents(StickerPairs(subjects, WORLD), vae, cache, settings)
-    tokenizer = train_tokenizer(caption_corpus(4000))
+        tokenizer = kept_tokenizer(Path(start or cache) / "tokenizer")
     scheduler = build_scheduler()
     if start:
         unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet")
@@ -128,3 +128,13 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
         sample=TextGrid(scheduler=scheduler, tokens=prompts, empty_tokens=empty[0]),
         export=BaseExport(tokenizer=tokenizer, scheduler=scheduler),
     )
+
+
+def kept_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a folder, trained there first if it is empty.
+
+    Another training may order equally frequent merges otherwise; a run that goes on must read the same tokens.
+    """
+    if not folder.is_dir():
+        train_tokenizer(caption_corpus(4000)).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
