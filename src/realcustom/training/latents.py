@@ -119,6 +119,7 @@ class LatentCache:
         }
         if self.subjects.paths[0].exists():
             batch["subjects"] = torch.from_numpy(self.subjects.take(indices) > 0)
+        if self.figures.paths[0].exists():
             batch["figures"] = torch.from_numpy(self.figures.take(indices))
         return batch
 
