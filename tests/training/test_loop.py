@@ -200,8 +200,12 @@ def test_compiled_networks_learn_the_same(tmp_path):
     assert first["trained.net"].keys() == second["trained.net"].keys()
     for name, tensor in first["trained.net"].items():
         torch.testing.assert_close(second["trained.net"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_refused_run_leaves_the_next_one_its_precision(tmp_path):
     with pytest.raises(ValueError, match='no network "nut" to compile'):
         train(config(tmp_path / "nut", compile="nut"))
+    train(config(tmp_path / "next", precision="bf16"))
 
 
 def test_options_are_read_and_refused():

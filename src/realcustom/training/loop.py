@@ -97,23 +97,32 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     checkpoints = list_checkpoints(config.out / "checkpoints")
     if checkpoints and not resume:
         raise ValueError(f"{config.out} holds checkpoints of a run: resume it, or choose another output folder.")
-    run = _prepare(config)
-    try:
-        if checkpoints:
-            _restore(run, checkpoints[-1])
-        with stop_requests() as stop:
-            last = _loop(run, stop)
-        if run.parts.export is not None:
-            with _averaged(run):
-                if run.accelerator.is_main_process:
-                    run.parts.export(run.modules, config.out / "export")
-        run.accelerator.wait_for_everyone()
-    finally:
-        if run.parts.close is not None:
-            run.parts.close()
-        run.accelerator.end_training()
-        AcceleratorState._reset_state()  # it is global, and would force this run's precision on the next one
+    with _own_accelerate_state():
+        run = _prepare(config)
+        try:
+            if checkpoints:
+                _restore(run, checkpoints[-1])
+            with stop_requests() as stop:
+                last = _loop(run, stop)
+            if run.parts.export is not None:
+                with _averaged(run):
+                    if run.accelerator.is_main_process:
+                        run.parts.export(run.modules, config.out / "export")
+            run.accelerator.wait_for_everyone()
+        finally:
+            if run.parts.close is not None:
+                run.parts.close()
+            run.accelerator.end_training()
     return last
+
+
+@contextmanager
+def _own_accelerate_state() -> Iterator[None]:
+    """accelerate's state is global: left behind, even by a run that never began, it forces its precision on the next."""
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state()
 
 
 def _prepare(config: TrainConfig) -> Run:
