@@ -136,6 +136,16 @@ def test_difficulty_moves_the_reference_away_from_the_target(folder):
     assert np.array_equal(made.record(3).image, made.record(3, difficulty=0.0).image)
 
 
+def test_mirrored_poses_are_as_frequent_as_asked(folder):
+    def flips(mirrored):
+        made = world(folder, mirrored=mirrored, two_subjects=0.5)
+        return [pose["flip"] for index in range(40) for pose in made.record(index).attributes["poses"]]
+
+    assert not any(flips(0.0))
+    assert all(flips(1.0))
+    assert 0.3 < np.mean(flips(0.5)) < 0.7
+
+
 def test_reconstruction_uses_the_picture_itself(folder):
     record = world(folder, two_subjects=1.0).record(0, reconstruct=True)
     assert all(np.array_equal(reference, record.image) for reference in record.references)

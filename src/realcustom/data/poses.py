@@ -31,12 +31,13 @@ class Pose:
 
 
 def draw_pose(
-    rng: random.Random, area: tuple[float, float], *, turn: float, centre: tuple[float, float] = (0.5, 0.5),
-    spread: float = 0.5,
+    rng: random.Random, area: tuple[float, float], *, turn: float, mirrored: float = 0.5,
+    centre: tuple[float, float] = (0.5, 0.5), spread: float = 0.5,
 ) -> Pose:  # fmt: skip
-    """A random pose: area range, largest turn in degrees, centre with a uniform spread to either side."""
+    """A random pose: area range, largest turn in degrees, probability of a mirrored one, centre with a uniform spread
+    to either side."""
     return Pose(
-        flip=rng.random() < 0.5,
+        flip=rng.random() < mirrored,
         turn=rng.triangular(-turn, turn, 0.0),
         lean=rng.triangular(-turn, turn, 0.0) / 100,
         area=rng.uniform(*area),

@@ -36,6 +36,7 @@ class WorldSettings:
     split: "train" or "held-out"; the two never share an identity. difficulty: how far a reference's pose and size are
     from the target's, 0 (same pose, other background) to 1 (independent). repaint: probability that a colour word
     changes the subject's colour while the reference keeps the old one ("a red dog" from a blue dog).
+    mirrored: of poses; where cut-outs all face one way, less than half shows them so more often.
     cutout_size: longest side of the cut-outs kept in memory; None derives it from size.
     """
 
@@ -61,6 +62,7 @@ class WorldSettings:
     pair_area: tuple[float, float] = (0.10, 0.22)
     reference_area: tuple[float, float] = (0.18, 0.5)
     turn: float = 28.0
+    mirrored: float = 0.5
     plates: int = 48
     cutout_size: int | None = None
 
@@ -156,9 +158,9 @@ class StickerWorld:
         if count == 1 and len(settings.words) > 1 and rng.random() < settings.companion:
             side = rng.choice((0.24, 0.76))
             other = rng.choice([word for word in settings.words if word != words[0]])
-            pose = draw_pose(rng, (0.07, 0.12), turn=settings.turn, centre=(side, 0.62), spread=0.08)
+            pose = self._pose(rng, (0.07, 0.12), centre=(side, 0.62), spread=0.08)
             companion = (self.identity(rng, other), pose)
-            poses = (draw_pose(rng, settings.pair_area, turn=settings.turn, centre=(1 - side, 0.55), spread=0.06),)
+            poses = (self._pose(rng, settings.pair_area, centre=(1 - side, 0.55), spread=0.06),)
         wears = words[0] in WEARERS and rng.random() < settings.accessory
         worn = rng.choice(tuple(ACCESSORY_PHRASES)) if wears else None
         if worn in ("hat", "crown"):
@@ -196,7 +198,7 @@ class StickerWorld:
     ) -> np.ndarray:
         """A picture (reference_size, reference_size, 3) uint8 of the identity alone, on a plain or drawn background."""
         settings = self.settings
-        own = draw_pose(rng, settings.reference_area, turn=settings.turn, spread=0.08)
+        own = self._pose(rng, settings.reference_area, spread=0.08)
         if pose is not None:
             own = between(pose, own, difficulty, rng)
         plain = rng.random() < settings.plain_reference
@@ -212,12 +214,13 @@ class StickerWorld:
     def _poses(self, rng: random.Random, count: int) -> tuple[Pose, ...]:
         settings = self.settings
         if count == 1:
-            return (draw_pose(rng, settings.area, turn=settings.turn, centre=(0.5, 0.55), spread=0.25),)
+            return (self._pose(rng, settings.area, centre=(0.5, 0.55), spread=0.25),)
         sides = [0.28, 0.72]
         rng.shuffle(sides)
-        return tuple(
-            draw_pose(rng, settings.pair_area, turn=settings.turn, centre=(side, 0.55), spread=0.06) for side in sides
-        )
+        return tuple(self._pose(rng, settings.pair_area, centre=(side, 0.55), spread=0.06) for side in sides)
+
+    def _pose(self, rng: random.Random, area: tuple[float, float], **place) -> Pose:
+        return draw_pose(rng, area, turn=self.settings.turn, mirrored=self.settings.mirrored, **place)
 
     def _scene(self, plan: Plan, rng: random.Random) -> tuple[Image.Image, str | None, str]:
         if rng.random() < self.settings.photograph:

@@ -118,7 +118,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
 @contextmanager
 def _own_accelerate_state() -> Iterator[None]:
-    """accelerate's state is global: left behind, even by a run that never began, it forces its precision on the next."""
+    """accelerate's state is global: left behind, even by a run that never began, it forces its precision on others."""
     try:
         yield
     finally:
