@@ -2,7 +2,7 @@
 
     python benchmarks/world.py SUBJECTS
 
-Prints records and pictures a second of CPU time, and what a record costs while the plates are still being drawn.
+Prints records and pictures a second of CPU time, first while the plates are still being drawn, then after.
 """
 
 from __future__ import annotations

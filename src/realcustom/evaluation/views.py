@@ -27,7 +27,7 @@ def view(world: StickerWorld, identity: Identity, rng: random.Random) -> tuple[n
         picture uint8 (H, W, 3), visible area bool (H, W), and the scene, None on a plain background.
     """
     settings = world.settings
-    pose = draw_pose(rng, settings.reference_area, turn=settings.turn, spread=0.08)
+    pose = draw_pose(rng, settings.reference_area, turn=settings.turn, mirrored=settings.mirrored, spread=0.08)
     scene = None if rng.random() < settings.plain_reference else rng.choice(settings.scenes)
     if scene is None:
         canvas = world.backdrops.plain(rng, behind_white=identity.colour == "white")
