@@ -176,7 +176,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, shard):
     train(config(tmp_path / "one", noise=0.0, batch_size=8))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    words = (f"out={tmp_path / 'two'}", "noise=0.0", "batch_size=4", f"shard={shard}")
+    words = (f"out={tmp_path / 'two'}", "noise=0.0", "batch_size=4", f"shard={shard}", "abort=true")
     module = ["-m", *command(*words)[2:]]
     port = str(29500 + os.getpid() % 1000 + shard)
     for steps in ("12", "12"):

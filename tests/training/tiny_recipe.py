@@ -1,5 +1,6 @@
 """A training of a few hundred weights, run by the tests as a recipe; with random numbers and dropout if asked."""
 
+import ctypes
 import os
 import signal
 from functools import partial
@@ -71,6 +72,12 @@ def die_in_save(number):
     checkpoints.save_file = save
 
 
+def abort_at_teardown():
+    """This process aborts while it is taken down, as torch's gloo threads now and then do."""
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.abort, None)
+
+
 def recipe(
     out: Path = Path("outputs/tiny"),
     steps: int = 12,
@@ -85,7 +92,10 @@ def recipe(
     shard: bool = False,
     precision: str = "no",
     compile: str = "",
+    abort: bool = False,
 ) -> TrainConfig:
+    if abort:
+        abort_at_teardown()
     if die_in_save_number:
         die_in_save(die_in_save_number)
     build.calls = 0

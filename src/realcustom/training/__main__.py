@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
+import os
+import sys
 from pathlib import Path
 
 from .recipes import configure, load_recipe, parse_options
@@ -28,6 +31,22 @@ def main() -> None:
         train(config, resume=arguments.resume)
     except ValueError as error:
         parser.error(str(error))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _leave()
+
+
+def _leave() -> None:
+    """End a finished process of several without taking the interpreter down.
+
+    torch keeps gloo's worker threads after the process group is destroyed; one that lets go of a tensor while Python is
+    being finalized aborts the process, and the launcher then calls a run failed whose weights are all written. What
+    others registered for the end (trackers, data workers) is still called.
+    """
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
