@@ -136,6 +136,18 @@ def test_difficulty_moves_the_reference_away_from_the_target(folder):
     assert np.array_equal(made.record(3).image, made.record(3, difficulty=0.0).image)
 
 
+@pytest.mark.parametrize("company", [{"two_subjects": 1.0}, {"two_subjects": 0.0, "companion": 1.0}])
+def test_who_is_named_first_stands_on_the_left_as_often_as_asked(folder, company):
+    def lefts(ordered):
+        made = world(folder, ordered=ordered, **company)
+        plans = [made.plan(random.Random(seed)) for seed in range(60)]
+        seconds = [plan.companion[1] if plan.companion else plan.poses[1] for plan in plans]
+        return np.mean([plan.poses[0].x < second.x for plan, second in zip(plans, seconds, strict=True)])
+
+    assert lefts(1.0) == 1
+    assert 0.3 < lefts(0.0) < 0.7
+
+
 def test_mirrored_poses_are_as_frequent_as_asked(folder):
     def flips(mirrored):
         made = world(folder, mirrored=mirrored, two_subjects=0.5)

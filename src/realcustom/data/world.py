@@ -37,6 +37,7 @@ class WorldSettings:
     from the target's, 0 (same pose, other background) to 1 (independent). repaint: probability that a colour word
     changes the subject's colour while the reference keeps the old one ("a red dog" from a blue dog).
     mirrored: of poses; where cut-outs all face one way, less than half shows them so more often.
+    ordered: that of two subjects, or of subject and companion, the one named first surely stands on the left.
     cutout_size: longest side of the cut-outs kept in memory; None derives it from size.
     """
 
@@ -63,6 +64,7 @@ class WorldSettings:
     reference_area: tuple[float, float] = (0.18, 0.5)
     turn: float = 28.0
     mirrored: float = 0.5
+    ordered: float = 0.0
     plates: int = 48
     cutout_size: int | None = None
 
@@ -156,7 +158,7 @@ class StickerWorld:
             colours.append(identity.colour if named else None)
         companion, poses = None, self._poses(rng, count)
         if count == 1 and len(settings.words) > 1 and rng.random() < settings.companion:
-            side = rng.choice((0.24, 0.76))
+            side = 0.76 if self._ordered(rng) else rng.choice((0.24, 0.76))
             other = rng.choice([word for word in settings.words if word != words[0]])
             pose = self._pose(rng, (0.07, 0.12), centre=(side, 0.62), spread=0.08)
             companion = (self.identity(rng, other), pose)
@@ -216,8 +218,12 @@ class StickerWorld:
         if count == 1:
             return (self._pose(rng, settings.area, centre=(0.5, 0.55), spread=0.25),)
         sides = [0.28, 0.72]
-        rng.shuffle(sides)
+        if not self._ordered(rng):
+            rng.shuffle(sides)
         return tuple(self._pose(rng, settings.pair_area, centre=(side, 0.55), spread=0.06) for side in sides)
+
+    def _ordered(self, rng: random.Random) -> bool:
+        return self.settings.ordered > 0 and rng.random() < self.settings.ordered
 
     def _pose(self, rng: random.Random, area: tuple[float, float], **place) -> Pose:
         return draw_pose(rng, area, turn=self.settings.turn, mirrored=self.settings.mirrored, **place)
