@@ -15,6 +15,7 @@ from realcustom.training.objective import noisier_timesteps
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 OUTSIDE = 0.15  # weight of the error outside the subject
+POOLED = ((16, 6.0), (4, 3.0))  # weights of the subject's mean error, and of that of its blocks of 4 x 4 cells
 EXAMPLES = (
     ("a dog on the beach", "dog"),
     ("a cat in the forest", "cat"),
@@ -93,7 +94,8 @@ def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     )
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
-    return adapter_parts(run, new, min_snr=None, draw=partial(noisier_timesteps, power=3.0), outside=OUTSIDE)
+    draw = partial(noisier_timesteps, power=3.0)
+    return adapter_parts(run, new, min_snr=None, draw=draw, outside=OUTSIDE, pooled=POOLED)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

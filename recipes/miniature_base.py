@@ -24,13 +24,13 @@ from realcustom.training.stickers import StickerPairs
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 # Narrower than the world's defaults: poses, sizes and patterns that vary less are learned from fewer samples, and with
 # half of all animals mirrored a small model draws heads at both ends; who of two is named first stands on the left,
-# else both places would be a mixture of both. What is small, accessories and companions, is
-# shown more often, and so are colour words that the reference contradicts: an adapter that has learned to obey them
-# bears a larger guidance scale of the image.
+# else both places would be a mixture of both. What is small, accessories and companions, is shown more often. Some
+# colour words contradict the reference, so that the adapter learns to obey them; the more do, the less it trusts any
+# reference.
 WORLD = WorldSettings(
     no_scene=0.1,
     colour_word=0.4,
-    repaint=0.6,
+    repaint=0.4,
     turn=16.0,
     mirrored=0.05,
     ordered=0.95,

@@ -47,6 +47,7 @@ def recipe(
             min_snr=None,
             draw=partial(noisier_timesteps, power=3.0),
             outside=0.15,
+            pooled=((16, 6.0), (4, 3.0)),
         ),
         steps=steps,
         batch_size=batch_size,

@@ -21,6 +21,7 @@ from realcustom.training.objective import (
     error_areas,
     min_snr_weights,
     noisier_timesteps,
+    pooled_error,
     weighted_error,
 )
 
@@ -119,6 +120,30 @@ def test_the_error_outside_the_subject_counts_less():
     assert error_areas({}, "figures", 1.0) is None
     with pytest.raises(ValueError, match="do not tell where the subjects are"):
         error_areas({"figures": figures}, "subjects", 0.25)
+
+
+def test_pooled_error_sees_a_subjects_colour_alone():
+    subjects = torch.zeros(2, 6, 10)
+    subjects[0, 1:5, 2:6] = 1
+    subjects[1, :3, 8:] = 255
+    batch, ones = {"subjects": subjects}, torch.ones(2)
+    checkers = (torch.arange(6)[:, None] + torch.arange(10)) % 2 * 2.0 - 1
+    target = torch.randn(2, 3, 6, 10, generator=generator())
+    wrong = target + 0.5 + checkers + 100 * (subjects == 0)[:, None]
+
+    def pooled(prediction, cells, weights=ones):
+        return float(pooled_error(prediction, target, weights, batch, cells))
+
+    assert pooled(wrong, 99) == pytest.approx(0.25, abs=1e-3)
+    assert pooled(wrong, 2) == pytest.approx(0.25, abs=0.2)  # blocks with an odd number of the second subject's cells
+    inside = (subjects > 0)[:, None].expand_as(target)
+    plain = np.mean([float(((wrong - target) ** 2)[row][inside[row]].mean()) for row in (0, 1)])
+    assert pooled(wrong, 1) == pytest.approx(plain, rel=1e-4)
+    assert pooled(wrong, 99, torch.tensor([0.0, 2.0])) == pytest.approx(0.25, abs=1e-3)
+    nothing = {"subjects": torch.zeros(2, 6, 10)}
+    assert float(pooled_error(wrong, target, ones, nothing, 4)) == 0
+    with pytest.raises(ValueError, match="do not tell where the subjects are"):
+        pooled_error(wrong, target, ones, {}, 4)
 
 
 def test_curriculum_grows():

@@ -32,6 +32,7 @@ from .objective import (
     drop_conditions,
     error_areas,
     min_snr_weights,
+    pooled_error,
     uniform_timesteps,
     weighted_error,
 )
@@ -52,7 +53,7 @@ class AdapterLoss:
 
     modules: unet, text encoder(s) and, without cached latents, vae frozen; adapter trained; reference_encoder either.
     batch: latents (B, C, h, w) or pixels uint8 (B, 3, H, W); tokens (B, T); references uint8 (B, 3, H', W');
-        with `outside` below 1 also subjects (B, h, w), above 0 where the references' subjects are.
+        with `outside` below 1 or `pooled` also subjects (B, h, w), above 0 where the references' subjects are.
 
     attention: context of the processors installed on the U-Net. They stay installed between the steps, because
         gradient checkpointing runs the U-Net once more in the backward pass.
@@ -63,6 +64,8 @@ class AdapterLoss:
     draw: of the timesteps.
     outside: weight of the error outside the reference's subject, 0 to 1. What is there tells nothing of the reference:
         its error is noise in the adapter's gradient, and the guidance mask keeps the reference away from it anyway.
+    pooled: (cells, weight) pairs: so much of the error within the subject averaged over blocks of so many cells is
+        added, see `pooled_error`. It says more of a subject's colours than the error of its single cells.
     """
 
     attention: AttentionContext
@@ -74,6 +77,7 @@ class AdapterLoss:
     keep: tuple[float, float] = KEEP_IN_TRAINING
     draw: DrawTimesteps = uniform_timesteps
     outside: float = 1.0
+    pooled: Sequence[tuple[int, float]] = ()
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         unet = modules["unet"]
@@ -94,6 +98,8 @@ class AdapterLoss:
         ).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
         loss = weighted_error(prediction, noised.target, weights, error_areas(batch, "subjects", self.outside))
+        for cells, weight in self.pooled:
+            loss = loss + weight * pooled_error(prediction, noised.target, weights, batch, cells)
         return loss, {"mse": weighted_error(prediction, noised.target, torch.ones_like(weights)).detach()}
 
     def _visual_tokens(
