@@ -67,7 +67,7 @@ miniature: install
 	$(BIN)/realcustom train miniature_autoencoder --resume
 	$(BIN)/realcustom train miniature_base --resume
 	$(BIN)/realcustom train miniature_encoder --resume
-	$(BIN)/realcustom train miniature_adapter start=outputs/encoder/export --resume
+	$(BIN)/realcustom train miniature_adapter start=outputs/encoder/export encoder=outputs/encoder/export --resume
 	$(BIN)/realcustom models export --out src/realcustom/miniature/weights
 
 clean:

@@ -1,7 +1,7 @@
 """Training the adapter: the base model frozen, all words of the caption, no mask (train-inference decoupling).
 
 The reference enters every cross-attention layer. Where the reference encoders have pretrained weights they stay frozen;
-the miniature's small ones come from `realcustom.training.appearance`, are trained on with the adapter and then frozen.
+the miniature's small ones come from `realcustom.training.appearance`, and are frozen too or trained on.
 Shapes: B samples, n visual tokens.
 """
 

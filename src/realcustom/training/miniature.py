@@ -1,8 +1,8 @@
 """Adapter training and export of the miniature: what its recipes have in common.
 
 The reference encoders of the miniature are small and have no pretrained weights: they learn how subjects look
-(`realcustom.training.appearance`), and go on learning with the adapter for a while. Then they are frozen, as those of
-the real backbones always are: that makes the training half as fast again.
+(`realcustom.training.appearance`). Then they can be frozen, as those of the real backbones always are: that makes the
+adapter's training half as fast again.
 """
 
 from __future__ import annotations
