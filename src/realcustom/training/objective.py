@@ -157,8 +157,8 @@ def error_areas(batch: Mapping[str, Tensor], name: str, outside: float) -> Tenso
 def _known(batch: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in batch:
         raise ValueError(
-            f"The data do not tell where the {name} are: cache the latents anew with references, or set outside to 1 "
-            "and pooled to ()."
+            f"The data do not tell where the {name} are: cache the latents anew with references, or train with "
+            "outside=1 and, an adapter, with pooled=()."
         )
     return batch[name]
 
