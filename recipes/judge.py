@@ -8,6 +8,7 @@ from realcustom.evaluation.judge_network import StickerJudge
 from realcustom.evaluation.judge_training import JudgeLoss, JudgeRecords, export_judge
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
+from realcustom.training.precision import quick_precision
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 
@@ -28,6 +29,7 @@ def recipe(
         build=partial(build, subjects, workers),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         ema_decay=0.995,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,

@@ -12,6 +12,7 @@ from realcustom.training.config import CheckpointSettings, OptimizerSettings, Pa
 from realcustom.training.curriculum import Curriculum, reconstruction_only
 from realcustom.training.miniature import AdapterRun, adapter_parts
 from realcustom.training.objective import noisier_timesteps
+from realcustom.training.precision import quick_precision
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 OUTSIDE = 0.15  # weight of the error outside the subject
@@ -71,6 +72,7 @@ def recipe(
         build=partial(build, run, subjects, projector),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         ema_decay=0.999,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,

@@ -11,6 +11,7 @@ from realcustom.miniature.builders import build_vae
 from realcustom.training.autoencoder import AutoencoderLoss, export_autoencoder, reconstructions
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
+from realcustom.training.precision import quick_precision
 from realcustom.training.stickers import StickerPictures
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
@@ -32,6 +33,7 @@ def recipe(
         build=partial(build, subjects, workers, seed),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,
             betas=(0.9, 0.99),

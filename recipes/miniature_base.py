@@ -19,6 +19,7 @@ from realcustom.training.config import CheckpointSettings, OptimizerSettings, Pa
 from realcustom.training.feeding import feed_batches
 from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
 from realcustom.training.objective import noisier_timesteps
+from realcustom.training.precision import quick_precision
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
@@ -84,6 +85,7 @@ def recipe(
         build=partial(build, vae, cache, subjects, start, CacheSettings(count=count, references=True, workers=workers)),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         ema_decay=0.9995,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,

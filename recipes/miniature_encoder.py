@@ -10,6 +10,7 @@ from realcustom.training.appearance import Appearances, appearance_heads, appear
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
 from realcustom.training.miniature import export_with_encoder, load_base, start_networks
+from realcustom.training.precision import quick_precision
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 # Nothing that makes a subject look other than its reference.
@@ -34,6 +35,7 @@ def recipe(
         build=partial(build, base, subjects, start, workers),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         ema_decay=0.995,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,

@@ -8,6 +8,7 @@ from realcustom.training.config import CheckpointSettings, OptimizerSettings, Tr
 from realcustom.training.curriculum import Curriculum, reconstruction_only
 from realcustom.training.miniature import AdapterRun, adapter_parts
 from realcustom.training.objective import noisier_timesteps
+from realcustom.training.precision import quick_precision
 
 
 def recipe(
@@ -51,6 +52,7 @@ def recipe(
         ),
         steps=steps,
         batch_size=batch_size,
+        precision=quick_precision(),
         ema_decay=0.999,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from realcustom.encoders.target_word import find_phrase
+from realcustom.training.precision import quick_precision
 
 from .models import encode_pictures, native_size
 
@@ -69,8 +70,8 @@ def reconstruction_loss(pipe, latents: Tensor, token: str, batch: int, random: t
         padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt",
     ).input_ids  # fmt: skip
     text = pipe.text_encoder(input_ids=ids.to(device)).last_hidden_state
-    # Faster than float32, and what trainings of the whole model do; the vector itself stays in float32.
-    with torch.autocast(device.type, torch.bfloat16):
+    # What trainings of the whole model do, where bfloat16 is faster; the vector itself stays in float32.
+    with torch.autocast(device.type, torch.bfloat16, enabled=quick_precision() == "bf16"):
         prediction = pipe.unet(scheduler.add_noise(clean, noise, times), times, encoder_hidden_states=text).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
     return F.mse_loss(prediction.float(), (scheduler.get_velocity(clean, noise, times) if velocity else noise).float())

@@ -1,0 +1,16 @@
+"""Which precision a device computes quickly."""
+
+from __future__ import annotations
+
+import torch
+
+
+def quick_precision() -> str:
+    """ "bf16" on a GPU and on a CPU with bfloat16 instructions, else "no" (fp32).
+
+    A CPU without them emulates bfloat16 products, several times slower than float32.
+    """
+    if torch.accelerator.is_available():
+        return "bf16"
+    found = torch.cpu.get_capabilities()
+    return "bf16" if any(able is True and name.endswith("bf16") for name, able in found.items()) else "no"
