@@ -14,7 +14,16 @@ from realcustom.training.precision import quick_precision
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 # Nothing that makes a subject look other than its reference.
-WORLD = WorldSettings(accessory=0.0, style=0.0, companion=0.0, repaint=0.0, turn=16.0, area=(0.2, 0.5))
+WORLD = WorldSettings(
+    accessory=0.0,
+    style=0.0,
+    companion=0.0,
+    repaint=0.0,
+    two_subjects=0.0,
+    plain_reference=0.5,
+    turn=16.0,
+    area=(0.2, 0.5),
+)
 
 
 def recipe(
@@ -52,6 +61,8 @@ def recipe(
 def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
     """The export is an adapter's, with keys and values as they were: the start of recipes/miniature_adapter.py."""
     adapter, encoder = start_networks(load_base(base)["unet"], build_adapter, start)
+    for unused in (adapter.to_k, adapter.to_v):
+        unused.requires_grad_(False)
     return Parts(
         trained={"adapter": adapter, "reference_encoder": encoder, "heads": appearance_heads(adapter)},
         loss=appearance_loss,

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
+from realcustom.encoders.image import ReferenceFeatures, to_views
 from realcustom.models.adapter import RealCustomAdapter
 
 from .adapter import squash
@@ -23,17 +25,38 @@ from .config import Batch, Modules
 from .stickers import Stickers
 
 LEVELS = 4  # of each colour channel in a histogram
-APPEARANCE = 3 + LEVELS**3
+SHARES = LEVELS**3
 CELLS = 2  # colours a side that a token tells of its patch
-SUBJECT_WEIGHT = 10.0  # most shares of a histogram are 0, so that its mean error is small
+VIEW = 8  # cells a side of the subject seen upright and filling the picture
+LOOKS = 4  # queries that read the subject's colours
+# Most shares of a histogram are 0, and a mean colour is nearly right soon, so that their mean errors are small.
+WEIGHTS = {"patch": 1.0, "colour": 30.0, "shares": 10.0, "view": 3.0}
 
 
-def appearance_of(pixels: np.ndarray) -> np.ndarray:
-    """uint8 pixels (N, 3) of a subject -> float32 (67,): mean colour in [0, 1], and square roots of the shares of 64
-    colours, which neither pose nor size changes much."""
+def appearance_of(image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """How a subject looks, which neither place nor size changes much.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: bool (H, W) of the subject; where it is nowhere, the whole picture is taken.
+
+    Returns:
+        colour: float32 (3,), mean in [0, 1]. shares: float32 (64,), square roots of the shares of 64 colours.
+        view: float32 (4, VIEW, VIEW), what the box around the subject shows, premultiplied RGB and opacity in [0, 1].
+    """
+    mask = mask if mask.any() else np.ones_like(mask)
+    pixels = image[mask]
     levels = pixels.astype(np.int64) * LEVELS // 256
-    counts = np.bincount((levels * (LEVELS**2, LEVELS, 1)).sum(axis=1), minlength=LEVELS**3)
-    return np.concatenate([pixels.mean(axis=0) / 255, np.sqrt(counts / max(1, len(pixels)))]).astype(np.float32)
+    counts = np.bincount((levels * (LEVELS**2, LEVELS, 1)).sum(axis=1), minlength=SHARES)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    layers = [*rearrange(np.where(mask[..., None], image, 0), "h w c -> c h w"), mask.astype(np.uint8) * 255]
+    small = [Image.fromarray(layer[box]).resize((VIEW, VIEW), Image.Resampling.BOX) for layer in layers]
+    return {
+        "colour": (pixels.mean(axis=0) / 255).astype(np.float32),
+        "shares": np.sqrt(counts / len(pixels)).astype(np.float32),
+        "view": np.stack(small).astype(np.float32) / 255,
+    }
 
 
 class Appearances(Stickers):
@@ -42,26 +65,43 @@ class Appearances(Stickers):
     size = None
 
     def batch(self, indices: np.ndarray) -> Mapping[str, Tensor]:
-        """references uint8 (B, 3, H, W); appearance float32 (B, 67)."""
+        """references uint8 (B, 3, H, W), and colour (B, 3), shares (B, 64) and view (B, 4, VIEW, VIEW), float32."""
         references, appearances = zip(*(self._sample(int(index)) for index in indices), strict=True)
         pixels = rearrange(np.stack(references), "b h w c -> b c h w").copy()
-        return {"references": torch.from_numpy(pixels), "appearance": torch.from_numpy(np.stack(appearances))}
+        told = {name: np.stack([appearance[name] for appearance in appearances]) for name in appearances[0]}
+        return {"references": torch.from_numpy(pixels), **{name: torch.from_numpy(each) for name, each in told.items()}}
 
-    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         record = self.world.record(index)
         subject = index % len(record.references)
-        mask = record.masks[subject]
-        pixels = record.image[mask if mask.any() else ...].reshape(-1, 3)
-        return record.references[subject], appearance_of(pixels)
+        return record.references[subject], appearance_of(record.image, record.masks[subject])
+
+
+class Looks(nn.Module):
+    """Learned queries that look at the tokens, as the U-Net's do: (B, n, d) -> (B, queries, out_dim)."""
+
+    def __init__(self, dim: int, queries: int, out_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(queries, dim) * dim**-0.5)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.norm(tokens)
+        queries = self.queries.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return self.to_out(F.scaled_dot_product_attention(queries, self.to_k(tokens), self.to_v(tokens)))
 
 
 def appearance_heads(adapter: RealCustomAdapter) -> nn.ModuleDict:
-    """Linear readings of the visual tokens: `patch` of every token, `subject` of their mean."""
+    """Readings of the visual tokens: `patch` of every token, `colours` of the subject and its `view`."""
     width = adapter.to_k[0].in_features
     return nn.ModuleDict(
         {
             "patch": nn.Linear(width, 3 * CELLS**2),
-            "subject": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, APPEARANCE)),
+            "colours": nn.Sequential(Looks(width, LOOKS, width), nn.Flatten(), nn.Linear(LOOKS * width, 3 + SHARES)),
+            "view": Looks(width, VIEW**2, 4),
         }
     )
 
@@ -75,14 +115,29 @@ def appearance_loss(modules: Modules, batch: Batch, generator: torch.Generator) 
         generator: unused; nothing here is random.
 
     Returns:
-        The weighted sum of both mean squared errors, and each by its name.
+        The sum of the mean squared errors weighted by `WEIGHTS`, and each by its name.
     """
-    encoder = modules["reference_encoder"]
+    encoder, heads = modules["reference_encoder"], modules["heads"]
     pixels = squash(batch["references"], encoder.pixel_size)
-    tokens = modules["adapter"].tokens(encoder(pixels))
+    tokens = modules["adapter"].tokens(global_features(encoder, pixels))
     side = CELLS * round(encoder.tokens**0.5)
     patches = rearrange(F.adaptive_avg_pool2d(pixels, side), "b c (h i) (w j) -> b (h w) (c i j)", i=CELLS, j=CELLS)
-    told = modules["heads"]["patch"](tokens)
-    patch = F.mse_loss(told.float(), patches.repeat(1, told.shape[1] // patches.shape[1], 1))
-    subject = F.mse_loss(modules["heads"]["subject"](tokens.mean(dim=1)).float(), batch["appearance"])
-    return patch + SUBJECT_WEIGHT * subject, {"patch": patch.detach(), "subject": subject.detach()}
+    told, colours = heads["patch"](tokens), heads["colours"](tokens)
+    pairs = {
+        "patch": (told, patches.repeat(1, told.shape[1] // patches.shape[1], 1)),
+        "colour": (colours[:, :3], batch["colour"]),
+        "shares": (colours[:, 3:], batch["shares"]),
+        "view": (heads["view"](tokens), rearrange(batch["view"], "b c h w -> b (h w) c")),
+    }
+    errors = {name: F.mse_loss(found.float(), true) for name, (found, true) in pairs.items()}
+    loss = sum(WEIGHTS[name] * error for name, error in errors.items())
+    return loss, {name: error.detach() for name, error in errors.items()}
+
+
+def global_features(encoder, pixels: Tensor) -> ReferenceFeatures:
+    """Features of references (R, 3, 2s, 2s) with the global view in the place of the four local ones.
+
+    Those show the same picture, a pixel beside, through the same weights: five views teach hardly more than one.
+    """
+    *shallow, deep = encoder.levels(to_views(pixels.float())[0])
+    return ReferenceFeatures(deep, deep.repeat(1, 4, 1), tuple(shallow))
