@@ -22,6 +22,7 @@ WORLD = WorldSettings(
     two_subjects=0.0,
     plain_reference=0.5,
     turn=16.0,
+    mirrored=0.05,
     area=(0.2, 0.5),
 )
 
@@ -31,13 +32,13 @@ def recipe(
     base: Path = Path("outputs/base/export"),
     subjects: Path = SUBJECTS,
     start: str = "",
-    steps: int = 2500,
-    batch_size: int = 16,
+    steps: int = 3800,
+    batch_size: int = 32,
     learning_rate: float = 1e-3,
     workers: int = 1,
     seed: int = 0,
 ) -> TrainConfig:
-    """About 40,000 references. `start` is an earlier export of this recipe or of the adapter's."""
+    """About 120,000 references. `start` is an earlier export of this recipe or of the adapter's."""
     return TrainConfig(
         name="miniature-encoder",
         out=out,

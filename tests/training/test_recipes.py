@@ -154,12 +154,16 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
 
 def test_the_trainings_of_the_whole_miniature_follow_each_other(tmp_path):
     made = [recipe(name, **options) for name, options in load_module("miniature").stages(tmp_path / "s", tmp_path)]
-    first, second = (config.build.args[0] for config in made[-2:])
-    assert [config.name for config in made[:3]] == ["miniature-autoencoder", "miniature-base", "miniature-encoder"]
-    assert first.seen + made[-2].steps * made[-2].batch_size == second.seen
-    assert second.seen + made[-1].steps * made[-1].batch_size == second.samples == first.samples
-    assert first.start == str(made[2].out / "export")
-    assert (first.encoder, second.encoder, second.start) == ("", *[str(made[-2].out / "export")] * 2)
+    assert [config.name for config in made] == [
+        "miniature-autoencoder",
+        "miniature-base",
+        "miniature-encoder",
+        "miniature-adapter",
+    ]
+    adapter = made[3].build.args[0]
+    assert adapter.base == made[1].out / "export"
+    assert adapter.start == adapter.encoder == str(made[2].out / "export")
+    assert (adapter.seen, adapter.samples) == (0, made[3].steps * made[3].batch_size)
 
 
 class _Pairs:
