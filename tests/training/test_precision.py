@@ -25,3 +25,9 @@ def test_an_accelerator_computes_in_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert quick_precision() == "bf16"
+
+
+def test_an_older_torch_that_does_not_tell_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert quick_precision() == "no"

@@ -8,9 +8,10 @@ import torch
 def quick_precision() -> str:
     """ "bf16" on a GPU and on a CPU with bfloat16 instructions, else "no" (fp32).
 
-    A CPU without them emulates bfloat16 products, several times slower than float32.
+    A CPU without them emulates bfloat16 products, several times slower than float32. An older torch does not tell what
+    a CPU can; then it is fp32, too.
     """
     if torch.accelerator.is_available():
         return "bf16"
-    found = torch.cpu.get_capabilities()
+    found = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if any(able is True and name.endswith("bf16") for name, able in found.items()) else "no"
