@@ -1,8 +1,9 @@
 """The whole miniature from nothing: autoencoder, base model, reference encoders, RealCustom++ adapter, package.
 
 `python recipes/miniature.py [subjects] [outputs]`. Each part goes on from its newest checkpoint, so that the command
-can be stopped and started again. From the measured speeds of two CPU cores (46 pictures, 60 samples, 100 references and
-60 samples a second of the four parts) it takes five hours there at most. It has not been run on a GPU.
+can be stopped and started again. From speeds measured on two CPU cores of two machines (46 pictures and 60 samples a
+second, and by two processes 100 references and 60 samples) it takes about five hours there. It has not been run on a
+GPU.
 """
 
 import logging

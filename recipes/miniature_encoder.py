@@ -62,6 +62,7 @@ def recipe(
 def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
     """The export is an adapter's, with keys and values as they were: the start of recipes/miniature_adapter.py."""
     adapter, encoder = start_networks(load_base(base)["unet"], build_adapter, start)
+    # Several processes wait for a gradient of every weight that is trained; these get none.
     for unused in (adapter.to_k, adapter.to_v):
         unused.requires_grad_(False)
     return Parts(

@@ -71,7 +71,7 @@ def reconstruction_loss(pipe, latents: Tensor, token: str, batch: int, random: t
     ).input_ids  # fmt: skip
     text = pipe.text_encoder(input_ids=ids.to(device)).last_hidden_state
     # What trainings of the whole model do, where bfloat16 is faster; the vector itself stays in float32.
-    with torch.autocast(device.type, torch.bfloat16, enabled=quick_precision() == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=quick_precision(device.type) == "bf16"):
         prediction = pipe.unet(scheduler.add_noise(clean, noise, times), times, encoder_hidden_states=text).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
     return F.mse_loss(prediction.float(), (scheduler.get_velocity(clean, noise, times) if velocity else noise).float())

@@ -137,7 +137,7 @@ def appearance_loss(modules: Modules, batch: Batch, generator: torch.Generator) 
 def global_features(encoder, pixels: Tensor) -> ReferenceFeatures:
     """Features of references (R, 3, 2s, 2s) with the global view in the place of the four local ones.
 
-    Those show the same picture, a pixel beside, through the same weights: five views teach hardly more than one.
+    Those show the same picture, a pixel beside, through the same weights, and would be four fifths of the work.
     """
     *shallow, deep = encoder.levels(to_views(pixels.float())[0])
     return ReferenceFeatures(deep, deep.repeat(1, 4, 1), tuple(shallow))
