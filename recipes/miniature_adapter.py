@@ -17,6 +17,7 @@ from realcustom.training.precision import quick_precision
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 OUTSIDE = 0.15  # weight of the error outside the subject
 POOLED = ((16, 6.0), (4, 3.0))  # weights of the subject's mean error, and of that of its blocks of 4 x 4 cells
+OFFSET = 0.2  # spread of the noise's offset within the subject
 EXAMPLES = (
     ("a dog on the beach", "dog"),
     ("a cat in the forest", "cat"),
@@ -97,7 +98,7 @@ def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
     draw = partial(noisier_timesteps, power=3.0)
-    return adapter_parts(run, new, min_snr=None, draw=draw, outside=OUTSIDE, pooled=POOLED)
+    return adapter_parts(run, new, min_snr=None, draw=draw, outside=OUTSIDE, pooled=POOLED, offset=OFFSET)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from realcustom.miniature.builders import build_scheduler
 from realcustom.training.autoencoder import moment_penalty, picture_distance
 from realcustom.training.average import WeightAverage
 from realcustom.training.config import Feed, TrainConfig, cosine, hold_and_decay
@@ -22,6 +23,7 @@ from realcustom.training.objective import (
     min_snr_weights,
     noisier_timesteps,
     pooled_error,
+    subject_offset,
     weighted_error,
 )
 
@@ -120,6 +122,25 @@ def test_the_error_outside_the_subject_counts_less():
     assert error_areas({}, "figures", 1.0) is None
     with pytest.raises(ValueError, match="do not tell where the subjects are"):
         error_areas({"figures": figures}, "subjects", 0.25)
+
+
+def test_subject_offset_shifts_the_subjects_noise_and_the_target_still_tells_the_picture():
+    subjects = torch.zeros(400, 5, 4)
+    subjects[:, 1:4, 2:] = 255
+    offset = subject_offset({"subjects": subjects}, 8, 0.3, generator())
+    assert offset.shape == (400, 8, 5, 4)
+    assert (offset[:, :, 0] == 0).all()
+    assert (offset[..., :2] == 0).all()
+    values = offset[:, :, 1, 2]
+    assert torch.equal(offset[:, :, 1:4, 2:], values[..., None, None].expand(-1, -1, 3, 2))
+    assert float(values.std()) == pytest.approx(0.3, rel=0.05)
+    assert float(values.mean()) == pytest.approx(0.0, abs=0.02)
+
+    latents, scheduler = torch.randn(400, 8, 5, 4, generator=generator(1)), build_scheduler()
+    plain, shifted = (add_noise(latents, scheduler, generator(2), offset=part) for part in (None, offset))
+    signal, sigma = (part.view(-1, 1, 1, 1) for part in (plain.alpha_bar.sqrt(), (1 - plain.alpha_bar).sqrt()))
+    torch.testing.assert_close(shifted.latents - plain.latents, sigma * offset)
+    torch.testing.assert_close(signal * shifted.latents - sigma * shifted.target, latents)
 
 
 def test_pooled_error_sees_a_subjects_colour_alone():

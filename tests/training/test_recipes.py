@@ -22,6 +22,7 @@ from realcustom.pipelines.sd15 import RealCustomPipeline
 from realcustom.training import latents, miniature
 from realcustom.training.adapter import AdapterLoss, squash
 from realcustom.training.backbones import RandomRecords
+from realcustom.training.conditions import latents_of
 from realcustom.training.config import Feed
 from realcustom.training.curriculum import reconstruction_only
 from realcustom.training.dry import IMAGE_SIZE, dry_base, dry_base_xl
@@ -97,6 +98,21 @@ def test_a_dropped_reference_is_the_black_image():
         objective(modules, batch, torch.Generator().manual_seed(0))
     assert float(seen[0].abs().max()) == 0
     assert torch.equal(seen[1], squash(batch["references"], parts.frozen["reference_encoder"].pixel_size))
+    parts.close()
+
+
+@pytest.mark.parametrize("lost", [0.0, 1.0])
+def test_only_noise_beside_a_reference_is_offset(lost):
+    parts = recipe("sdxl_realcustom_plus", dry=True).build()
+    loss: AdapterLoss = parts.loss
+    dropout = type(loss.dropout)(text=0.0, reference=lost, both=0.0)
+    seen = []
+    parts.frozen["unet"].register_forward_pre_hook(lambda module, args: seen.append(args[0].abs().amax((1, 2, 3))))
+    batch = next(parts.data(Feed(start=0, batch_size=4, seed=0)))
+    batch["subjects"] = torch.full((4, *latents_of(parts.frozen, batch, torch.Generator()).shape[-2:]), 255)
+    objective = AdapterLoss(**{**vars(loss), "dropout": dropout, "offset": 1000.0})
+    objective({**parts.frozen, **parts.trained}, batch, torch.Generator().manual_seed(0))
+    assert bool((seen[0] > 20).all()) is not bool(lost)
     parts.close()
 
 

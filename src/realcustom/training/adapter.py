@@ -33,6 +33,7 @@ from .objective import (
     error_areas,
     min_snr_weights,
     pooled_error,
+    subject_offset,
     uniform_timesteps,
     weighted_error,
 )
@@ -53,7 +54,8 @@ class AdapterLoss:
 
     modules: unet, text encoder(s) and, without cached latents, vae frozen; adapter trained; reference_encoder either.
     batch: latents (B, C, h, w) or pixels uint8 (B, 3, H, W); tokens (B, T); references uint8 (B, 3, H', W');
-        with `outside` below 1 or `pooled` also subjects (B, h, w), above 0 where the references' subjects are.
+        with `outside` below 1, `pooled` or `offset` also subjects (B, h, w), above 0 where the references' subjects
+        are.
 
     attention: context of the processors installed on the U-Net. They stay installed between the steps, because
         gradient checkpointing runs the U-Net once more in the backward pass.
@@ -66,6 +68,7 @@ class AdapterLoss:
         its error is noise in the adapter's gradient, and the guidance mask keeps the reference away from it anyway.
     pooled: (cells, weight) pairs: so much of the error within the subject averaged over blocks of so many cells is
         added, see `pooled_error`. It says more of a subject's colours than the error of its single cells.
+    offset: spread of an offset of the noise within the subjects, see `subject_offset`; 0 for none.
     """
 
     attention: AttentionContext
@@ -78,12 +81,19 @@ class AdapterLoss:
     draw: DrawTimesteps = uniform_timesteps
     outside: float = 1.0
     pooled: Sequence[tuple[int, float]] = ()
+    offset: float = 0.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         unet = modules["unet"]
-        noised = add_noise(latents_of(modules, batch, generator), self.scheduler, generator, self.draw)
+        latents = latents_of(modules, batch, generator)
         shares = {"text": self.dropout.text, "reference": self.dropout.reference, "both": self.dropout.both}
         lost_text, lost_reference = drop_conditions(len(batch["tokens"]), **shares, generator=generator)
+        offset = None
+        if self.offset:
+            # Without a reference nobody could know the colour: there the noisy latents are to be believed.
+            known = rearrange(~lost_reference, "b -> b 1 1 1")
+            offset = known * subject_offset(batch, latents.shape[1], self.offset, generator)
+        noised = add_noise(latents, self.scheduler, generator, self.draw, offset)
         tokens = torch.where(lost_text[:, None], self.empty_tokens.to(lost_text.device), batch["tokens"])
         text = self.encode(modules, tokens, batch)
         visual = self._visual_tokens(modules, batch["references"], lost_reference, text, noised, generator)

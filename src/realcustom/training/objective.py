@@ -53,7 +53,11 @@ def noisier_timesteps(count: int, steps: int, generator: torch.Generator, *, pow
 
 
 def add_noise(
-    latents: Tensor, scheduler, generator: torch.Generator, draw: DrawTimesteps = uniform_timesteps
+    latents: Tensor,
+    scheduler,
+    generator: torch.Generator,
+    draw: DrawTimesteps = uniform_timesteps,
+    offset: Tensor | None = None,
 ) -> Noised:
     """Draw a timestep and noise for every sample and form input and target.
 
@@ -62,6 +66,7 @@ def add_noise(
         scheduler: a diffusers scheduler; its prediction_type decides the target.
         generator: draws timesteps, then noise.
         draw: (samples, training timesteps, generator) -> timesteps (B,) long.
+        offset: (B, C, h, w) added to the noise.
 
     Raises:
         ValueError: the scheduler's prediction_type is neither epsilon, v_prediction nor sample.
@@ -70,6 +75,7 @@ def add_noise(
     alpha_bar = alphas_cumprod(scheduler, latents.device)
     timesteps = draw(len(latents), len(alpha_bar), generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    noise = noise if offset is None else noise + offset
     chosen = alpha_bar[timesteps]
     signal, sigma = (value.view(-1, 1, 1, 1) for value in (chosen.sqrt(), (1 - chosen).sqrt()))
     targets = {"epsilon": noise, "v_prediction": signal * noise - sigma * latents, "sample": latents}
@@ -77,6 +83,22 @@ def add_noise(
     if kind not in targets:
         raise ValueError(f'The scheduler predicts "{kind}"; training knows {", ".join(targets)}.')
     return Noised(signal * latents + sigma * noise, targets[kind], timesteps, chosen)
+
+
+def subject_offset(batch: Mapping[str, Tensor], channels: int, spread: float, generator: torch.Generator) -> Tensor:
+    """(B, channels, h, w) an offset of the noise, constant within a sample's subjects and 0 elsewhere.
+
+    Noisy latents tell a network the mean colour of a subject long before its parts, and it learns to believe them. In
+    training they are right; in sampling they are its own earlier guess. With an offset they are wrong now and then, and
+    only the reference knows the colour. Offset noise (Guttenberg 2023) does the same to whole pictures.
+
+    Args:
+        batch: batch["subjects"] (B, h, w) is above 0 in cells of a subject.
+        spread: standard deviation, in units of the noise's.
+    """
+    inside = (_known(batch, "subjects") > 0).float()[:, None]
+    values = torch.randn((len(inside), channels, 1, 1), generator=generator, device=inside.device)
+    return spread * values * inside
 
 
 def min_snr_weights(alpha_bar: Tensor, prediction_type: str, gamma: float | None) -> Tensor:
@@ -158,7 +180,7 @@ def _known(batch: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in batch:
         raise ValueError(
             f"The data do not tell where the {name} are: cache the latents anew with references, or train with "
-            "outside=1 and, an adapter, with pooled=()."
+            "outside=1 and, an adapter, with pooled=() and offset=0."
         )
     return batch[name]
 
