@@ -97,7 +97,7 @@ def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     )
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
-    draw = partial(noisier_timesteps, power=3.0)
+    draw = partial(noisier_timesteps, power=4.0)
     return adapter_parts(run, new, min_snr=None, draw=draw, outside=OUTSIDE, pooled=POOLED, offset=OFFSET)
 
 
