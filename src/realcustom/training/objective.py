@@ -95,6 +95,9 @@ def subject_offset(batch: Mapping[str, Tensor], channels: int, spread: float, ge
     Args:
         batch: batch["subjects"] (B, h, w) is above 0 in cells of a subject.
         spread: standard deviation, in units of the noise's.
+
+    Raises:
+        ValueError: the batch does not tell where the subjects are.
     """
     inside = (_known(batch, "subjects") > 0).float()[:, None]
     values = torch.randn((len(inside), channels, 1, 1), generator=generator, device=inside.device)
