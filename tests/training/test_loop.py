@@ -75,6 +75,19 @@ def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, stop, monkeypatch
     assert_same(uninterrupted, outcome(tmp_path))
 
 
+def test_muon_learns_and_resumes(tmp_path, monkeypatch):
+    whole, halved = config(tmp_path / "whole", matrices=True), config(tmp_path / "halved", matrices=True)
+    train(whole)
+    monkeypatch.setattr("realcustom.training.loop.stop_requests", lambda: _stop_after(7))
+    train(halved)
+    monkeypatch.undo()
+    train(halved, resume=True)
+    assert_same(outcome(whole.out), outcome(halved.out))
+    train(config(tmp_path / "long", matrices=True, steps=60, batch_size=16))
+    log = read_log(tmp_path / "long" / "log.jsonl")
+    assert log[-1]["loss"] < 0.75 * log[0]["loss"]
+
+
 class _stop_after:
     """A stop request that comes after a number of steps, between log lines and checkpoints."""
 

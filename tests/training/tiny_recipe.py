@@ -13,6 +13,7 @@ from torch import nn
 from realcustom.training import checkpoints
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, cosine
 from realcustom.training.feeding import feed_batches
+from realcustom.training.optimizers import muon
 
 
 class Numbers:
@@ -93,6 +94,7 @@ def recipe(
     precision: str = "no",
     compile: str = "",
     abort: bool = False,
+    matrices: bool = False,
 ) -> TrainConfig:
     if abort:
         abort_at_teardown()
@@ -107,7 +109,9 @@ def recipe(
         batch_size=batch_size,
         accumulate=accumulate,
         precision=precision,
-        optimizer=OptimizerSettings(learning_rate=1e-2, schedule=partial(cosine, warmup=2)),
+        optimizer=OptimizerSettings(
+            learning_rate=1e-2, schedule=partial(cosine, warmup=2), build=muon if matrices else None
+        ),
         checkpoint=CheckpointSettings(every_steps=every_steps, every_minutes=None, keep=keep),
         log_every=3,
         sample_every=6,

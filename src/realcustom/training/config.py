@@ -82,7 +82,12 @@ def hold_and_decay(step: int, steps: int, *, warmup: int = 0, decay: float = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW. `schedule` maps (step, steps) to a factor of `learning_rate`; `max_grad_norm` None does not clip."""
+    """Numbers of the optimiser.
+
+    schedule: (step, steps) -> factor of `learning_rate`.
+    max_grad_norm: longer gradients are shortened to it; None does not clip.
+    build: (parameters, settings) -> torch optimiser, as in `realcustom.training.optimizers`; None for AdamW.
+    """
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -90,6 +95,7 @@ class OptimizerSettings:
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
     schedule: Callable[[int, int], float] = field(default_factory=lambda: partial(constant, warmup=100))
+    build: Callable[[list, OptimizerSettings], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from .average import WeightAverage
 from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import Feed, Parts, TrainConfig
 from .logs import JsonLines, save_picture
+from .optimizers import adamw
 from .signals import StopRequest, stop_requests
 from .state import assign_tensors, gather_tensors, optimizer_tensors, restore_optimizer
 from .wrapping import Trainee, compile_networks, enable_checkpointing, shard, whole_weights
@@ -145,15 +146,7 @@ def _prepare(config: TrainConfig) -> Run:
     if sharded:
         shard(trainee, accelerator)
     parameters = [parameter for parameter in trainee.trained.parameters() if parameter.requires_grad]
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimizer = (config.optimizer.build or adamw)(parameters, config.optimizer)
     model = trainee if sharded else accelerator.prepare(trainee)
     average = None if config.ema_decay is None else WeightAverage(parameters, config.ema_decay)
     if config.trackers:
@@ -272,11 +265,11 @@ def _agree(accelerator: Accelerator, due: bool, stopping: bool) -> tuple[bool, b
 
 def _save(run: Run) -> Path:
     _check_finite(run)
-    names = list(run.named_parameters)
+    named = run.named_parameters
     tensors = {f"trained.{name}": gather_tensors(module.state_dict()) for name, module in run.parts.trained.items()}
-    tensors["optimizer"], counters = optimizer_tensors(run.optimizer.optimizer, names)
+    tensors["optimizer"], counters = optimizer_tensors(run.optimizer.optimizer, named)
     if run.average is not None:
-        tensors["average"] = gather_tensors(dict(zip(names, run.average.tensors, strict=True)))
+        tensors["average"] = gather_tensors(dict(zip(named, run.average.tensors, strict=True)))
     scaler = run.accelerator.scaler
     state = {
         "step": run.step,

@@ -36,11 +36,12 @@ def assign_tensors(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor],
         target.copy_(_placed(sources[name], target))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of an optimiser as whole tensors "parameter:slot", and its scalars as JSON values."""
     tensors, scalars = {}, {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, parameter in zip(names, parameters, strict=True):
+    for name, parameter in parameters.items():
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.dim():
                 tensors[f"{name}:{slot}"] = whole(value)

@@ -1,0 +1,55 @@
+"""Optimisers: Muon's pair moves matrices and vectors each as its own optimiser would."""
+
+import pytest
+import torch
+from torch import nn
+
+from realcustom.training.config import OptimizerSettings
+from realcustom.training.optimizers import adamw, muon
+
+SETTINGS = OptimizerSettings(learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3, bias=False))
+
+
+def steps(net, optimizer, count):
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(count):
+        optimizer.zero_grad()
+        (net(x) - 1).square().mean().backward()
+        optimizer.step()
+
+
+def test_vectors_move_as_under_adamw_and_matrices_by_orthogonal_steps():
+    plain, paired = network(), network()
+    before = {name: tensor.clone() for name, tensor in paired.named_parameters()}
+    steps(plain, adamw(list(plain.parameters()), SETTINGS), 1)
+    steps(paired, muon(list(paired.parameters()), SETTINGS), 1)
+    for (name, one), two in zip(plain.named_parameters(), paired.parameters(), strict=True):
+        if one.dim() != 2:
+            assert torch.equal(one, two), name
+            continue
+        moved = (two.detach() - (1 - SETTINGS.learning_rate * SETTINGS.weight_decay) * before[name]) / SETTINGS.learning_rate
+        singular = torch.linalg.svdvals(moved).detach() / (0.2 * max(moved.shape) ** 0.5)
+        # The normed inputs have no mean, so that one direction of the first matrix has no gradient.
+        assert 0.5 < float(singular[min(moved.shape) - (name != "2.weight") - 1]), name
+        assert float(singular.max()) < 1.4, name
+
+
+def test_loaded_state_goes_on_alike():
+    one, two = network(), network()
+    first, second = (muon(list(net.parameters()), SETTINGS) for net in (one, two))
+    steps(one, first, 4)
+    steps(two, second, 2)
+    again = muon(list(two.parameters()), SETTINGS)
+    again.load_state_dict(second.state_dict())
+    steps(two, again, 2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_muon_needs_matrices_and_others():
+    with pytest.raises(ValueError, match="AdamW"):
+        muon([nn.Parameter(torch.zeros(3))], SETTINGS)
