@@ -186,6 +186,22 @@ def test_an_identity_keeps_its_looks_and_differs_from_others(folder):
     assert np.abs(paint(cutout, red).astype(int) - paint(cutout, other).astype(int)).mean() > 10
 
 
+def test_unnamed_colours_are_any_and_split_like_the_named_one_beside_them(folder):
+    names = world(folder).cutouts.names("dog")
+    rng = random.Random(2)
+    drawn = [draw_identity(rng, "dog", names, split="held-out", natural=0.0, unnamed=1.0) for _ in range(40)]
+    assert len({identity.colour for identity in drawn}) == 40
+    assert all(identity.split == "held-out" for identity in drawn)
+    assert all(identity.painted(identity.shade).split == "held-out" for identity in drawn)
+    assert Identity(word="dog", cutout="dog/one", colour="#d42a2c", pattern="solid", number=0).shade == "red"
+    cutout = world(folder).cutouts.load("dog", "dog/one")
+    vivid, dull = (
+        paint(cutout, Identity(word="dog", cutout="dog/one", colour=colour, pattern="solid", number=0))
+        for colour in ("#00ff80", "#605850")
+    )
+    assert np.abs(vivid.astype(int) - dull).mean() > 10
+
+
 def test_scenes_and_styles_have_the_named_size():
     backgrounds = Backgrounds(32, 0, plates=1)
     assert set(SCENES) == set(SCENE_PHRASES)

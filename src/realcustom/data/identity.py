@@ -5,6 +5,7 @@ own), pattern, and a number that seeds everything else. Train and held-out are s
 pattern together, so no held-out individual has a training twin that differs by a shade only.
 """
 
+import colorsys
 import math
 import random
 import zlib
@@ -24,7 +25,8 @@ HELD_OUT_PERCENT = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """cutout: name of the drawing; colour: a key of COLOURS or "natural"; pattern: one of PATTERNS; number: seed."""
+    """cutout: name of the drawing; colour: a key of COLOURS, "#rrggbb" for one without a name, or "natural"; pattern: one
+    of PATTERNS; number: seed."""
 
     word: str
     cutout: str
@@ -41,8 +43,16 @@ class Identity:
         """ "train" or "held-out"; the unchanged drawing always belongs to "train"."""
         if self.colour == "natural" and self.pattern == "plain":
             return "train"
-        key = f"{self.cutout}:{self.colour}:{self.pattern}"
+        key = f"{self.cutout}:{self.shade}:{self.pattern}"
         return "held-out" if zlib.crc32(key.encode()) % 100 < HELD_OUT_PERCENT else "train"
+
+    @cached_property
+    def shade(self) -> str:
+        """The named colour next to the main colour in CIELAB, or "natural"."""
+        if not self.colour.startswith("#"):
+            return self.colour
+        own = rgb_to_lab(colour_rgb(self.colour))
+        return min(COLOURS, key=lambda name: float(np.linalg.norm(rgb_to_lab(colour_rgb(name)) - own)))
 
     @cached_property
     def proportions(self) -> tuple[float, float]:
@@ -55,6 +65,17 @@ class Identity:
         return replace(self, colour=colour)
 
 
+def colour_rgb(colour: str) -> np.ndarray:
+    """(3,) sRGB in 0..255 of a colour's name or of "#rrggbb"."""
+    return np.array(bytearray.fromhex(colour[1:]) if colour.startswith("#") else COLOURS[colour])
+
+
+def any_colour(rng: random.Random) -> str:
+    """A colour without a name, as "#rrggbb": any hue, from gray to vivid and from dark to bright."""
+    channels = colorsys.hsv_to_rgb(rng.random(), rng.random() ** 0.6, rng.uniform(0.2, 0.98))
+    return "#" + bytes(round(255 * channel) for channel in channels).hex()
+
+
 def draw_identity(
     rng: random.Random,
     word: str,
@@ -64,13 +85,17 @@ def draw_identity(
     colours: tuple[str, ...] = tuple(COLOURS),
     natural: float = 0.3,
     patterned: float = 0.4,
+    unnamed: float = 0.0,
 ) -> Identity:
     """A random identity of the split. natural and patterned are probabilities; patterned < 0 means "solid" only.
+    unnamed is the probability that a colour is any at all and not one of `colours`.
 
     A narrow request that the split cannot meet (one colour, solid, held-out) is widened to other patterns.
     """
     for attempt in range(1000):
         shade = "natural" if rng.random() < natural else rng.choice(colours)
+        if unnamed and shade != "natural" and rng.random() < unnamed:
+            shade = any_colour(rng)
         if patterned < 0 and attempt < 300:
             pattern = "solid"
         else:
@@ -132,7 +157,7 @@ def _main_clusters(cutout: Cutout, everything: bool = False) -> np.ndarray:
 def _shifts(cutout: Cutout, main: np.ndarray, colour: str, rng: random.Random) -> np.ndarray:
     """RGB shift (k, 3) of every cluster: the body to the named colour, other areas now and then to further colours."""
     lab, shares = cutout.centres_lab, cutout.shares
-    target = rgb_to_lab(np.array(COLOURS[colour])) + np.array([rng.uniform(-5, 5) for _ in range(3)])
+    target = rgb_to_lab(colour_rgb(colour)) + np.array([rng.uniform(-5, 5) for _ in range(3)])
     new = lab.copy()
     level = float(np.average(lab[main, 0], weights=shares[main]))
     lightness = target[0] + 0.6 * (lab[main, 0] - level)
@@ -142,20 +167,22 @@ def _shifts(cutout: Cutout, main: np.ndarray, colour: str, rng: random.Random) -
     rest = [k for k in rest if 28 <= lab[k, 0] <= 88 and shares[k] > 0.03]
     for k in rest:
         if rng.random() < 0.6:
-            other = rgb_to_lab(np.array(COLOURS[rng.choice(tuple(COLOURS))]))
+            other = rgb_to_lab(colour_rgb(any_colour(rng) if colour.startswith("#") else rng.choice(tuple(COLOURS))))
             new[k] = [0.6 * other[0] + 0.4 * lab[k, 0], other[1], other[2]]
     return (lab_to_rgb(new) - lab_to_rgb(lab)).astype(np.float32)
 
 
 def _pattern_colour(colour: str, cutout: Cutout, rng: random.Random) -> np.ndarray:
     """A second colour that stands out from the first by lightness or hue."""
-    first = rgb_to_lab(np.array(COLOURS[colour])) if colour != "natural" else cutout.centres_lab[cutout.shares.argmax()]
+    first = rgb_to_lab(colour_rgb(colour)) if colour != "natural" else cutout.centres_lab[cutout.shares.argmax()]
     names = sorted(COLOURS)
     rng.shuffle(names)
+    if colour.startswith("#"):
+        names = [any_colour(rng) for _ in names] + names
     for name in names:
-        second = rgb_to_lab(np.array(COLOURS[name]))
-        if np.linalg.norm(second - first) > 55:
-            return np.array(COLOURS[name], dtype=np.float32)
+        second = colour_rgb(name)
+        if np.linalg.norm(rgb_to_lab(second) - first) > 55:
+            return second.astype(np.float32)
     return np.array((240, 240, 238), dtype=np.float32)
 
 

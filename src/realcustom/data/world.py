@@ -36,6 +36,7 @@ class WorldSettings:
     split: "train" or "held-out"; the two never share an identity. difficulty: how far a reference's pose and size are
     from the target's, 0 (same pose, other background) to 1 (independent). repaint: probability that a colour word
     changes the subject's colour while the reference keeps the old one ("a red dog" from a blue dog).
+    unnamed: of colours that no colour word asks for, to be any at all instead of a named one.
     mirrored: of poses; where cut-outs all face one way, less than half shows them so more often.
     ordered: that of two subjects, or of subject and companion, the one named first surely stands on the left.
     cutout_size: longest side of the cut-outs kept in memory; None derives it from size.
@@ -56,6 +57,7 @@ class WorldSettings:
     no_scene: float = 0.0
     natural: float = 0.3
     patterned: float = 0.35
+    unnamed: float = 0.0
     repaint: float = 0.0
     photograph: float = 0.0
     plain_reference: float = 0.7
@@ -185,9 +187,8 @@ class StickerWorld:
         settings, cutouts = self.settings, self.cutouts.names(word)
         if colours is not None:
             return draw_identity(rng, word, cutouts, split=settings.split, colours=colours, natural=0.0, patterned=-1.0)
-        return draw_identity(
-            rng, word, cutouts, split=settings.split, natural=settings.natural, patterned=settings.patterned
-        )
+        shares = {"natural": settings.natural, "patterned": settings.patterned, "unnamed": settings.unnamed}
+        return draw_identity(rng, word, cutouts, split=settings.split, **shares)
 
     def identity_like(self, identity: Identity, rng: random.Random) -> Identity:
         """The same individual in another main colour of the same split, or itself when there is none."""
@@ -205,7 +206,7 @@ class StickerWorld:
             own = between(pose, own, difficulty, rng)
         plain = rng.random() < settings.plain_reference
         if plain:
-            canvas = self.backdrops.plain(rng, behind_white=identity.colour == "white")
+            canvas = self.backdrops.plain(rng, behind_white=identity.shade == "white")
         else:
             canvas = self.backdrops.background(rng.choice(settings.scenes), rng)
         cutout = self.cutouts.load(identity.word, identity.cutout)

@@ -30,7 +30,7 @@ def view(world: StickerWorld, identity: Identity, rng: random.Random) -> tuple[n
     pose = draw_pose(rng, settings.reference_area, turn=settings.turn, mirrored=settings.mirrored, spread=0.08)
     scene = None if rng.random() < settings.plain_reference else rng.choice(settings.scenes)
     if scene is None:
-        canvas = world.backdrops.plain(rng, behind_white=identity.colour == "white")
+        canvas = world.backdrops.plain(rng, behind_white=identity.shade == "white")
     else:
         canvas = world.backdrops.background(scene, rng)
     cutout = world.cutouts.load(identity.word, identity.cutout)
