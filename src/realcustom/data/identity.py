@@ -25,8 +25,8 @@ HELD_OUT_PERCENT = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """cutout: name of the drawing; colour: a key of COLOURS, "#rrggbb" for one without a name, or "natural"; pattern: one
-    of PATTERNS; number: seed."""
+    """cutout: name of the drawing; colour: a key of COLOURS, "#rrggbb" for one without a name, or "natural";
+    pattern: one of PATTERNS; number: seed."""
 
     word: str
     cutout: str

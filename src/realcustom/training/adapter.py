@@ -69,6 +69,8 @@ class AdapterLoss:
     pooled: (cells, weight) pairs: so much of the error within the subject averaged over blocks of so many cells is
         added, see `pooled_error`. It says more of a subject's colours than the error of its single cells.
     offset: spread of an offset of the noise within the subjects, see `subject_offset`; 0 for none.
+    presence: factor of the references' part in every layer. The guidance mask's scores are below 1 also inside the
+        subject: an adapter that is trained at their mean, not at 1, is not too weak behind the mask.
     """
 
     attention: AttentionContext
@@ -82,6 +84,7 @@ class AdapterLoss:
     outside: float = 1.0
     pooled: Sequence[tuple[int, float]] = ()
     offset: float = 0.0
+    presence: float = 1.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         unet = modules["unet"]
@@ -99,7 +102,7 @@ class AdapterLoss:
         visual = self._visual_tokens(modules, batch["references"], lost_reference, text, noised, generator)
         self.attention.sizes = level_sizes(noised.latents.shape[-2:], len(unet.config.down_block_types))
         self.attention.reference = [
-            (rearrange(keys, "b n c -> b 1 n c"), rearrange(values, "b n c -> b 1 n c"))
+            (rearrange(keys, "b n c -> b 1 n c"), rearrange(self.presence * values, "b n c -> b 1 n c"))
             for keys, values in modules["adapter"].keys_values(visual)
         ]
         self.attention.masks = None
