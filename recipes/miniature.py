@@ -2,7 +2,7 @@
 
 `python recipes/miniature.py [subjects] [outputs]`. Each part goes on from its newest checkpoint, so that the command
 can be stopped and started again. From speeds measured on two CPU cores of two machines (46 pictures and 60 samples a
-second, and by two processes 100 references and 60 samples) it takes about five hours there. It has not been run on a
+second, and by two processes 100 references and 60 samples) it takes five to six hours there. It has not been run on a
 GPU.
 """
 
@@ -59,7 +59,7 @@ def stages(subjects: Path, outputs: Path) -> list[tuple[str, dict]]:
             {
                 "subjects": subjects,
                 "base": base,
-                "cache": latents,
+                "cache": outputs / "adapter-latents",
                 "start": encoder,
                 "encoder": encoder,
                 "out": outputs / "adapter",

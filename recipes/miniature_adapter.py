@@ -4,20 +4,44 @@ import os
 from functools import partial
 from pathlib import Path
 
+from accelerate import PartialState
 from PIL import Image
 
 from realcustom.data.world import StickerWorld, WorldSettings
 from realcustom.miniature.builders import build_adapter
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.curriculum import Curriculum, reconstruction_only
+from realcustom.training.latents import CacheSettings, cache_latents
 from realcustom.training.miniature import AdapterRun, adapter_parts
 from realcustom.training.objective import noisier_timesteps
+from realcustom.training.optimizers import muon
 from realcustom.training.precision import quick_precision
+from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
+# As the base's, but for what tells individuals apart: most have a pattern and colours without a name. Of named colours
+# only, an adapter learns each drawing's by heart and misses those it was not shown.
+WORLD = WorldSettings(
+    no_scene=0.1,
+    unnamed=0.7,
+    colour_word=0.16,
+    repaint=0.6,
+    turn=16.0,
+    mirrored=0.05,
+    ordered=0.95,
+    area=(0.2, 0.5),
+    patterned=0.5,
+    natural=0.2,
+    style=0.06,
+    accessory=0.4,
+    companion=0.25,
+    two_subjects=0.3,
+)
+FIRST = 6_000_000  # of its records; the base learns from the first ones
 OUTSIDE = 0.15  # weight of the error outside the subject
 POOLED = ((16, 6.0), (4, 3.0))  # weights of the subject's mean error, and of that of its blocks of 4 x 4 cells
 OFFSET = 0.2  # spread of the noise's offset within the subject
+PRESENCE = 0.8  # of the reference in training, about what the guidance mask leaves of it
 EXAMPLES = (
     ("a dog on the beach", "dog"),
     ("a cat in the forest", "cat"),
@@ -33,7 +57,7 @@ EXAMPLES = (
 def recipe(
     out: Path = Path("outputs/adapter"),
     base: Path = Path("outputs/base/export"),
-    cache: Path = Path("outputs/latents"),
+    cache: Path = Path("outputs/adapter-latents"),
     subjects: Path = SUBJECTS,
     start: str = "",
     encoder: str = "",
@@ -45,10 +69,11 @@ def recipe(
     learning_rate: float = 4e-4,
     reconstruction: bool = False,
     projector: str = "cross-layer-cross-scale",
+    workers: int = 2,
     compile: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
-    """About 250,000 samples on the latent cache of the base run.
+    """About 250,000 samples on a latent cache of its own, which is filled first, by `workers` processes.
 
     `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from, which has `seen`
     so many samples already; `samples` is the length of all runs together, which the curriculum needs to know (0: it
@@ -70,7 +95,7 @@ def recipe(
     return TrainConfig(
         name="miniature-adapter",
         out=out,
-        build=partial(build, run, subjects, projector),
+        build=partial(build, run, subjects, projector, workers),
         steps=steps,
         batch_size=batch_size,
         precision=quick_precision(),
@@ -80,6 +105,7 @@ def recipe(
             betas=(0.9, 0.99),
             weight_decay=0.01,
             schedule=partial(hold_and_decay, warmup=200, decay=0.5, floor=0.05),
+            build=muon,
         ),
         checkpoint=CheckpointSettings(every_minutes=8),
         log_every=50,
@@ -89,8 +115,11 @@ def recipe(
     )
 
 
-def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
+def build(run: AdapterRun, subjects: Path, projector: str, workers: int) -> Parts:
     """The sample grids show held-out identities."""
+    with PartialState().main_process_first():
+        settings = CacheSettings(count=run.count, references=True, first=FIRST, workers=workers)
+        cache_latents(StickerPairs(subjects, WORLD), Path(run.base) / "vae", run.cache, settings)
     world = StickerWorld(subjects, WorldSettings(split="held-out", plain_reference=1.0))
     run = AdapterRun(
         **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
@@ -98,7 +127,8 @@ def build(run: AdapterRun, subjects: Path, projector: str) -> Parts:
     # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
     draw = partial(noisier_timesteps, power=4.0)
-    return adapter_parts(run, new, min_snr=None, draw=draw, outside=OUTSIDE, pooled=POOLED, offset=OFFSET)
+    areas = {"outside": OUTSIDE, "pooled": POOLED, "offset": OFFSET}
+    return adapter_parts(run, new, min_snr=None, draw=draw, presence=PRESENCE, **areas)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

@@ -119,6 +119,18 @@ def test_an_adapter_brings_its_own_scales(pipe, reference_image):
         pipe.adapter.register_to_config(guidance=before)
 
 
+def test_an_adapter_brings_its_own_scope(pipe, reference_image):
+    assert pipe.default_mask == MaskSettings()
+    wide = run(pipe, {"dog": reference_image}, seeds(1), mask=MaskSettings(scope=0.5)).masks["dog"]
+    before = pipe.adapter.config.scope
+    pipe.adapter.register_to_config(scope=0.5)
+    try:
+        assert torch.equal(run(pipe, {"dog": reference_image}, seeds(1)).masks["dog"], wide)
+    finally:
+        pipe.adapter.register_to_config(scope=before)
+    assert (run(pipe, {"dog": reference_image}, seeds(1)).masks["dog"] > 0).float().mean() < (wide > 0).float().mean()
+
+
 def test_frozen_mask_saves_guidance_passes(pipe, reference_image):
     passes = []
     handle = pipe.unet.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -116,6 +116,24 @@ def test_only_noise_beside_a_reference_is_offset(lost):
     parts.close()
 
 
+def test_presence_is_a_factor_of_the_visual_values():
+    parts = recipe("sdxl_realcustom_plus", dry=True).build()
+    modules, loss = {**parts.frozen, **parts.trained}, parts.loss
+    batch = next(parts.data(Feed(start=0, batch_size=2, seed=0)))
+
+    def value(presence):
+        objective = AdapterLoss(**{**vars(loss), "presence": presence})
+        return objective(modules, batch, torch.Generator().manual_seed(0))[0].detach()
+
+    halved, whole = value(0.5), value(1.0)
+    assert not torch.allclose(halved, whole)
+    with torch.no_grad():
+        for layer in modules["adapter"].to_v:
+            layer.weight.mul_(2)
+    torch.testing.assert_close(value(0.5), whole)
+    parts.close()
+
+
 @pytest.fixture(scope="module")
 def cutouts(tmp_path_factory):
     """One drawn cut-out for each default word."""
@@ -135,14 +153,14 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
     train(recipe("miniature_autoencoder", **shared, workers=0, out=tmp_path / "vae").replace(**short))
     base = {"vae": tmp_path / "vae/export", "cache": tmp_path / "latents", "count": 16, "workers": 1}
     train(recipe("miniature_base", **shared, **base, out=tmp_path / "base").replace(**short))
-    adapter = {"base": tmp_path / "base/export", "cache": tmp_path / "latents", "count": 16}
+    adapter = {"base": tmp_path / "base/export", "cache": tmp_path / "own-latents", "count": 16}
     encoder = {"base": tmp_path / "base/export", "workers": 0, "out": tmp_path / "encoder"}
     train(recipe("miniature_encoder", **shared, **encoder).replace(log_every=1))
     adapter["start"] = str(tmp_path / "encoder/export")
     # Sample grids between the steps share the U-Net, and its processors, with the training.
     monkeypatch.setattr(miniature, "AdapterGrid", partial(miniature.AdapterGrid, steps=1))
     sampled = {"sample_every": 1, "log_every": 1}
-    train(recipe("miniature_adapter", **shared, **adapter, out=tmp_path / "plus").replace(**sampled))
+    train(recipe("miniature_adapter", **shared, **adapter, workers=1, out=tmp_path / "plus").replace(**sampled))
     assert len(list((tmp_path / "plus/samples").glob("*.png"))) == 2
     shared.pop("subjects")
     adapter["encoder"] = adapter.pop("start")

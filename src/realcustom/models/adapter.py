@@ -11,11 +11,13 @@ from einops import rearrange
 from torch import nn
 
 from realcustom.encoders.image import ReferenceFeatures
+from realcustom.guidance.mask import MaskSettings
 from realcustom.models.attention import LayerKeysValues, cross_attention_names
 from realcustom.models.projector import build_projector
 from realcustom.models.scoring import AdaptiveScoringModule
 
 GUIDANCE = (3.5, None)  # the release's single scale
+SCOPE = MaskSettings.scope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
         projector_config: dict,
         scoring_config: dict | None = None,
         guidance: tuple[float, float | None] = GUIDANCE,
+        scope: float = SCOPE,
     ):
         """
         Args:
@@ -60,6 +63,7 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
             scoring_config: arguments of `AdaptiveScoringModule` (RealCustom); None for RealCustom++.
             guidance: guidance scale and image guidance scale that this adapter works best with, used where a call names
                 neither; None as the second is the single scale of RealCustom++.
+            scope: gamma_scope that suits the subjects this adapter was trained on, used where a call gives no mask.
         """
         super().__init__()
         self.projector = build_projector(projector_config)
@@ -69,12 +73,17 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def for_unet(
-        cls, unet, projector: dict, scoring: dict | None = None, guidance: tuple[float, float | None] = GUIDANCE
+        cls,
+        unet,
+        projector: dict,
+        scoring: dict | None = None,
+        guidance: tuple[float, float | None] = GUIDANCE,
+        scope: float = SCOPE,
     ) -> RealCustomAdapter:
         """An untrained adapter for a stock U-Net; `projector` must give tokens of its cross-attention width."""
         modules = [unet.get_submodule(name) for name in cross_attention_names(unet)]
         widths = [module.to_q.out_features for module in modules]
-        return cls(widths, modules[0].to_k.in_features, projector, scoring, guidance)
+        return cls(widths, modules[0].to_k.in_features, projector, scoring, guidance, scope)
 
     @torch.no_grad()
     def init_from_text(self, unet) -> None:

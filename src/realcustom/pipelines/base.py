@@ -66,8 +66,6 @@ class Call:
 class RealCustomMixin:
     """Adds subjects to a stock diffusers text-to-image pipeline."""
 
-    default_mask = MaskSettings()
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load a pipeline from a folder, a hub id, or a bundled model's name.
@@ -105,6 +103,11 @@ class RealCustomMixin:
         if guidance_scale is None and image_guidance_scale is None:
             return tuple(own)
         return own[0] if guidance_scale is None else guidance_scale, image_guidance_scale
+
+    @property
+    def default_mask(self) -> MaskSettings:
+        """The mask of calls that give none: everything by default but the scope, which is the adapter's own."""
+        return MaskSettings() if self.adapter is None else MaskSettings(scope=self.adapter.config.scope)
 
     def compile_blocks(self, **options) -> None:
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""

@@ -21,7 +21,6 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from realcustom.encoders.image import ReferenceEncoder
-from realcustom.guidance.mask import MaskSettings
 from realcustom.miniature.builders import IMAGE_SIZE, LATENT_SIZE, build_reference_encoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.attention import AttentionContext, installed
@@ -160,7 +159,7 @@ class AdapterGrid:
             adapter=modules["adapter"],
         )
         pipeline.set_progress_bar_config(disable=True)
-        options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "mask": MaskSettings()}
+        options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
         cells = []
         for number, (prompt, word, reference) in enumerate(self.examples):
             cells.append(reference.resize((IMAGE_SIZE, IMAGE_SIZE)))
