@@ -27,8 +27,11 @@ def muon(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> Opt
 
     Muon moves all directions of a matrix alike, also those whose gradient is small: what rarely decides, as the colours
     in a reference do, is learned as quickly as what always does. Its steps are scaled to the size of AdamW's (Liu et
-    al. 2025, "Muon is scalable for LLM training"), so both share the learning rate. A layer's input and output widths
-    should be those of one map: several maps stacked in one matrix are better left to AdamW.
+    al. 2025, "Muon is scalable for LLM training"), so both share the learning rate; its momentum is the first of
+    `betas`. A matrix that holds several maps side by side, such as fused queries, keys and values, counts as one.
+
+    Raises:
+        ValueError: there are no matrices, or nothing else.
     """
     matrices = [parameter for parameter in parameters if parameter.dim() == 2]
     others = [parameter for parameter in parameters if parameter.dim() != 2]
