@@ -4,10 +4,12 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from realcustom.bundled import MODELS
 from realcustom.data.vocabulary import ACCESSORY_PHRASES, ALL_WORDS, SCENE_PHRASES, caption_corpus
 from realcustom.encoders.target_word import target_token_positions
 from realcustom.miniature import builders
 from realcustom.miniature.tokenizer import is_known, train_tokenizer
+from realcustom.models.adapter import RealCustomAdapter
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,14 @@ def test_shapes_and_sizes(tokenizer):
     layers = adapter(encoder.negative(1))
     assert layers[0][0].shape[:2] == (1, 2 * encoder.tokens)
     assert len(layers) == 7
+
+
+def test_the_shipped_adapter_is_what_the_builder_makes():
+    new = builders.build_adapter(builders.build_unet(), builders.build_reference_encoder()).config
+    shipped = RealCustomAdapter.load_config(MODELS["miniature"] / "adapter")
+    for name in ("guidance", "scope", "layers", "token_dim", "projector_config", "scoring_config"):
+        value = new[name]
+        assert shipped[name] == (list(value) if isinstance(value, tuple) else value), name
 
 
 @torch.no_grad()

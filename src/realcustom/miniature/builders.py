@@ -124,6 +124,7 @@ def build_scoring_adapter(unet: UNet2DConditionModel, reference_encoder):
             "latent_channels": unet.config.in_channels,
             "hidden_dim": TEXT_WIDTH,
         },
+        scope=SCOPE,
     )
     adapter.init_from_text(unet)
     return adapter
