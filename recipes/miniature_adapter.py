@@ -19,8 +19,8 @@ from realcustom.training.precision import quick_precision
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-# As the base's, but for what tells individuals apart: most have a pattern and colours without a name. Of named colours
-# only, an adapter learns each drawing's by heart and misses those it was not shown.
+# As the base's, but for what tells individuals apart: most have a pattern or colours without a name. Named colours
+# alone make few enough individuals to be remembered instead of read.
 WORLD = WorldSettings(
     no_scene=0.1,
     unnamed=0.7,

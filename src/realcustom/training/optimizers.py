@@ -25,10 +25,10 @@ def adamw(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> to
 def muon(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> OptimizerPair:
     """Muon (Jordan et al. 2024) for matrices, AdamW for all else.
 
-    Muon moves all directions of a matrix alike, also those whose gradient is small: what rarely decides, as the colours
-    in a reference do, is learned as quickly as what always does. Its steps are scaled to the size of AdamW's (Liu et
-    al. 2025, "Muon is scalable for LLM training"), so both share the learning rate; its momentum is the first of
-    `betas`. A matrix that holds several maps side by side, such as fused queries, keys and values, counts as one.
+    Muon moves all directions of a matrix alike, also those whose gradient is small. Its steps are scaled to the size of
+    AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both share the learning rate; its momentum is the
+    first of `betas`. A matrix that holds several maps side by side, such as fused queries, keys and values,
+    counts as one.
 
     Raises:
         ValueError: there are no matrices, or nothing else.
