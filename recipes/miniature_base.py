@@ -1,6 +1,7 @@
 """The miniature's base model: text-to-image on cached latents of the sticker world."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from realcustom.data.vocabulary import caption_corpus
-from realcustom.data.world import WorldSettings
 from realcustom.miniature.builders import build_scheduler, build_text_encoder, build_unet
 from realcustom.miniature.tokenizer import train_tokenizer
+from realcustom.miniature.world import NARROW
 from realcustom.training.base import BaseExport, BaseLoss, TextGrid, tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
@@ -23,25 +24,9 @@ from realcustom.training.precision import quick_precision
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-# Narrower than the world's defaults: poses, sizes and patterns that vary less are learned from fewer samples, and with
-# half of all animals mirrored a small model draws heads at both ends; who of two is named first stands on the left,
-# else both places would be a mixture of both. What is small, accessories and companions, is shown more often. Some
-# colour words contradict the reference, so that the adapter learns to obey them; the more do, the less it trusts any
-# reference.
-WORLD = WorldSettings(
-    no_scene=0.1,
-    colour_word=0.4,
-    repaint=0.4,
-    turn=16.0,
-    mirrored=0.05,
-    ordered=0.95,
-    area=(0.2, 0.5),
-    patterned=0.2,
-    style=0.06,
-    accessory=0.5,
-    companion=0.15,
-    two_subjects=0.3,
-)
+# Patterns are rarer than by default, what is small, accessories and companions, is shown more often. Some colour words
+# contradict the reference, so that the adapter learns to obey them; the more do, the less it trusts any reference.
+WORLD = replace(NARROW, colour_word=0.4, repaint=0.4, patterned=0.2, accessory=0.5, companion=0.15)
 NOISIER = 2.0  # power of the draw of timesteps
 OUTSIDE = 0.3  # weight of the error outside all figures
 PROMPTS = (

@@ -15,7 +15,7 @@ LATENT_CHANNELS = 8
 TEXT_WIDTH = 192
 REFERENCE_IMAGE_SIZE = 64
 REFERENCE_PATCH = 8
-GUIDANCE = (3.5, None)  # chosen on held-out identities beside the benchmark's
+GUIDANCE = (3.5, None)  # chosen on held-out pictures other than the benchmark's
 SCOPE = 0.35  # of the mask; subjects of the sticker world fill 20 to 50 % of a picture
 
 
