@@ -68,7 +68,9 @@ miniature: install
 	$(BIN)/realcustom train miniature_base --resume
 	$(BIN)/realcustom train miniature_encoder --resume
 	$(BIN)/realcustom train miniature_adapter start=outputs/encoder/export encoder=outputs/encoder/export --resume
-	$(BIN)/realcustom models export --out src/realcustom/miniature/weights
+	$(BIN)/realcustom train miniature_adapter drawing=true start=outputs/adapter/export encoder=outputs/encoder/export \
+	  seen=256000 steps=6000 --out outputs/drawing --resume
+	$(BIN)/realcustom models export --adapter outputs/drawing/export --out src/realcustom/miniature/weights
 
 clean:
 	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache

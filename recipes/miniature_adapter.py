@@ -1,7 +1,7 @@
 """The miniature's RealCustom++ adapter: cross-layer cross-scale projector and curriculum; the base is frozen."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from realcustom.training.config import CheckpointSettings, OptimizerSettings, Pa
 from realcustom.training.curriculum import Curriculum, reconstruction_only
 from realcustom.training.latents import CacheSettings, cache_latents
 from realcustom.training.miniature import AdapterRun, adapter_parts
-from realcustom.training.objective import noisier_timesteps
+from realcustom.training.objective import DrawTimesteps, logit_normal_timesteps, noisier_timesteps
 from realcustom.training.optimizers import muon
 from realcustom.training.precision import quick_precision
 from realcustom.training.stickers import StickerPairs
@@ -36,8 +36,21 @@ WORLD = replace(
 FIRST = 6_000_000  # of its records; the base learns from the first ones
 OUTSIDE = 0.15  # weight of the error outside the subject
 POOLED = ((16, 6.0), (4, 3.0))  # weights of the subject's mean error, and of that of its blocks of 4 x 4 cells
-OFFSET = 0.2  # spread of the noise's offset within the subject
-PRESENCE = 0.8  # of the reference in training; the guidance mask leaves about three quarters inside a subject
+PRESENCE = 0.7  # of the reference in training; the guidance mask leaves about three quarters inside a subject
+
+
+@dataclass(frozen=True)
+class Noise:
+    """draw: of the timesteps. offset: spread of the noise's offset within the subject."""
+
+    draw: DrawTimesteps
+    offset: float
+
+
+# The colours are decided at high noise, parts and patterns in the middle. Where the noisy latents show the subject, an
+# offset would teach the network to disbelieve what it has drawn.
+COLOURS = Noise(partial(noisier_timesteps, power=4.0), offset=0.2)
+DRAWING = Noise(partial(logit_normal_timesteps, mean=0.3), offset=0.0)
 EXAMPLES = (
     ("a dog on the beach", "dog"),
     ("a cat in the forest", "cat"),
@@ -63,6 +76,7 @@ def recipe(
     steps: int = 16_000,
     batch_size: int = 16,
     learning_rate: float = 4e-4,
+    drawing: bool = False,
     reconstruction: bool = False,
     projector: str = "cross-layer-cross-scale",
     workers: int = 2,
@@ -74,6 +88,7 @@ def recipe(
     `start` is the exported folder of recipes/miniature_encoder.py, or of an earlier run to go on from, which has `seen`
     so many samples already; `samples` is the length of all runs together, which the curriculum needs to know (0: it
     ends with this run). `encoder` is an exported folder whose reference encoder is taken and stays frozen.
+    `drawing` is the second part of the training: noise for parts and patterns instead of colours.
     Two ablations: `reconstruction`, whose reference is always the picture itself, and a new adapter (no `start`) with
     another `projector`, deep or shallow. `compile` needs a C++ compiler and makes the training a tenth faster.
     """
@@ -91,7 +106,7 @@ def recipe(
     return TrainConfig(
         name="miniature-adapter",
         out=out,
-        build=partial(build, run, subjects, projector, workers),
+        build=partial(build, run, subjects, projector, workers, DRAWING if drawing else COLOURS),
         steps=steps,
         batch_size=batch_size,
         precision=quick_precision(),
@@ -111,7 +126,7 @@ def recipe(
     )
 
 
-def build(run: AdapterRun, subjects: Path, projector: str, workers: int) -> Parts:
+def build(run: AdapterRun, subjects: Path, projector: str, workers: int, noise: Noise) -> Parts:
     """The sample grids show held-out identities."""
     with PartialState().main_process_first():
         settings = CacheSettings(count=run.count, references=True, first=FIRST, workers=workers)
@@ -120,11 +135,10 @@ def build(run: AdapterRun, subjects: Path, projector: str, workers: int) -> Part
     run = AdapterRun(
         **{**vars(run), "examples": [(prompt, word, reference_of(world, word)) for prompt, word in EXAMPLES]}
     )
-    # The identity is decided at high noise: more of it is drawn, and Min-SNR weights would leave it nearly none.
     new = partial(build_adapter, projector=projector)
-    draw = partial(noisier_timesteps, power=4.0)
-    areas = {"outside": OUTSIDE, "pooled": POOLED, "offset": OFFSET}
-    return adapter_parts(run, new, min_snr=None, draw=draw, presence=PRESENCE, **areas)
+    areas = {"outside": OUTSIDE, "pooled": POOLED, "offset": noise.offset}
+    # Min-SNR weights would leave high noise nearly none.
+    return adapter_parts(run, new, min_snr=None, draw=noise.draw, presence=PRESENCE, **areas)
 
 
 def reference_of(world: StickerWorld, word: str) -> Image.Image:

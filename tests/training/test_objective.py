@@ -1,5 +1,6 @@
 """Noise, targets, weights, dropout of conditions, schedules, curriculum and batch order as numbers."""
 
+import math
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -20,6 +21,7 @@ from realcustom.training.objective import (
     add_noise,
     drop_conditions,
     error_areas,
+    logit_normal_timesteps,
     min_snr_weights,
     noisier_timesteps,
     pooled_error,
@@ -69,6 +71,16 @@ def test_noisier_timesteps_follow_their_power():
     # P(t >= 500) = P(u^2 <= 1/2)
     assert float((drawn >= 500).float().mean()) == pytest.approx(0.5**0.5, abs=0.02)
     assert float(noisier_timesteps(20_000, 1000, generator(), power=1.0).float().mean()) == pytest.approx(500, abs=10)
+
+
+def test_logit_normal_timesteps_prefer_the_middle():
+    drawn = logit_normal_timesteps(20_000, 1000, generator(), mean=0.3).double()
+    assert float(drawn.median()) == pytest.approx(1000 / (1 + math.exp(-0.3)), abs=6)
+    # A standard normal lies within one deviation in 68.3 % of cases.
+    low, high = (1000 / (1 + math.exp(-0.3 + side)) for side in (1, -1))
+    assert float(((drawn > low) & (drawn < high)).double().mean()) == pytest.approx(0.683, abs=0.01)
+    extreme = logit_normal_timesteps(100, 1000, generator(), mean=100.0)
+    assert set(extreme.tolist()) == {999}
 
 
 def test_conditions_drop_in_the_given_shares():

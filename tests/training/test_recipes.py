@@ -162,6 +162,8 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
     sampled = {"sample_every": 1, "log_every": 1}
     train(recipe("miniature_adapter", **shared, **adapter, workers=1, out=tmp_path / "plus").replace(**sampled))
     assert len(list((tmp_path / "plus/samples").glob("*.png"))) == 2
+    second = adapter | {"start": str(tmp_path / "plus/export"), "drawing": True, "out": tmp_path / "drawing"}
+    train(recipe("miniature_adapter", **shared, **second, workers=1).replace(**short))
     shared.pop("subjects")
     adapter["encoder"] = adapter.pop("start")
     train(recipe("miniature_realcustom", **shared, **adapter, out=tmp_path / "plain").replace(**short))
@@ -170,7 +172,7 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
         for folder in (tmp_path / "encoder", tmp_path / "plain")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    for name in ("plus", "plain"):
+    for name in ("plus", "drawing", "plain"):
         folder = export_miniature(
             tmp_path / "base/export", tmp_path / name / "export", tmp_path / "model" / name, {"a": 1}
         )
@@ -193,11 +195,18 @@ def test_the_trainings_of_the_whole_miniature_follow_each_other(tmp_path):
         "miniature-base",
         "miniature-encoder",
         "miniature-adapter",
+        "miniature-adapter",
     ]
-    adapter = made[3].build.args[0]
-    assert adapter.base == made[1].out / "export"
-    assert adapter.start == adapter.encoder == str(made[2].out / "export")
-    assert (adapter.seen, adapter.samples) == (0, made[3].steps * made[3].batch_size)
+    colours, drawing = (config.build.args[0] for config in made[3:])
+    assert colours.base == drawing.base == made[1].out / "export"
+    assert colours.start == colours.encoder == drawing.encoder == str(made[2].out / "export")
+    assert drawing.start == str(made[3].out / "export")
+    first, second = (config.steps * config.batch_size for config in made[3:])
+    assert [(run.seen, run.samples) for run in (colours, drawing)] == [(0, first), (first, first + second)]
+    noises = [config.build.args[-1] for config in made[3:]]
+    assert noises[0].offset > noises[1].offset == 0
+    means = [float(noise.draw(4000, 1000, torch.Generator().manual_seed(0)).float().mean()) for noise in noises]
+    assert means[0] > 700 > means[1] > 500
 
 
 class _Pairs:

@@ -52,6 +52,18 @@ def noisier_timesteps(count: int, steps: int, generator: torch.Generator, *, pow
     return (steps * (1 - shares**power)).long().clamp(0, steps - 1)
 
 
+def logit_normal_timesteps(
+    count: int, steps: int, generator: torch.Generator, *, mean: float = 0.0, spread: float = 1.0
+) -> Tensor:
+    """(count,) long in 0..steps - 1, t = T sigmoid(n) with n normal: more of the middle noise levels.
+
+    Parts and patterns of a subject are drawn there. Stable Diffusion 3 (Esser et al. 2024) trains with mean 0 and
+    spread 1.
+    """
+    values = torch.randn(count, generator=generator, device=generator.device)
+    return (steps * torch.sigmoid(mean + spread * values)).long().clamp(0, steps - 1)
+
+
 def add_noise(
     latents: Tensor,
     scheduler,
