@@ -64,13 +64,7 @@ check: lint no-torchvision test
 
 # From nothing to shipped weights; interrupted, it goes on where it was. Needs the cut-outs: REALCUSTOM_SUBJECTS=FOLDER.
 miniature: install
-	$(BIN)/realcustom train miniature_autoencoder --resume
-	$(BIN)/realcustom train miniature_base --resume
-	$(BIN)/realcustom train miniature_encoder --resume
-	$(BIN)/realcustom train miniature_adapter start=outputs/encoder/export encoder=outputs/encoder/export --resume
-	$(BIN)/realcustom train miniature_adapter drawing=true start=outputs/adapter/export encoder=outputs/encoder/export \
-	  seen=256000 steps=6000 --out outputs/drawing --resume
-	$(BIN)/realcustom models export --adapter outputs/drawing/export --out src/realcustom/miniature/weights
+	$(BIN)/python recipes/miniature.py "$${REALCUSTOM_SUBJECTS:-subjects}"
 
 clean:
 	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache

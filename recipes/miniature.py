@@ -14,6 +14,7 @@ from pathlib import Path
 from realcustom.bundled import MODELS
 from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, SCENE_PHRASES, STYLES
 from realcustom.data.world import WorldSettings
+from realcustom.training.checkpoints import PREFIX
 from realcustom.training.loop import train
 from realcustom.training.miniature import export_miniature
 from realcustom.training.recipes import configure, load_recipe
@@ -29,13 +30,17 @@ class Folders:
 
 
 def main(folders: Folders) -> None:
-    """Train the parts in order, then package them."""
+    """Train the parts in order, then package them.
+
+    Raises:
+        SystemExit: Ctrl-C or SIGTERM stopped a part; none begins on a half-trained one.
+    """
     here, outputs = Path(__file__).parent, folders.outputs
     for name, options in stages(folders.subjects, outputs):
-        train(
-            configure(load_recipe(here / f"{name}.py"), {key: str(value) for key, value in options.items()}),
-            resume=True,
-        )
+        config = configure(load_recipe(here / f"{name}.py"), {key: str(value) for key, value in options.items()})
+        last = train(config, resume=True)
+        if int(last.name.removeprefix(PREFIX)) < config.steps:
+            raise SystemExit(f"Stopped before the last of {config.steps} steps; the same command goes on from {last}.")
     export_miniature(outputs / "base" / "export", outputs / "drawing" / "export", folders.model, knowledge())
 
 

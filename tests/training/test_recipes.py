@@ -22,6 +22,7 @@ from realcustom.pipelines.sd15 import RealCustomPipeline
 from realcustom.training import latents, miniature
 from realcustom.training.adapter import AdapterLoss, squash
 from realcustom.training.backbones import RandomRecords
+from realcustom.training.checkpoints import PREFIX
 from realcustom.training.conditions import latents_of
 from realcustom.training.config import Feed
 from realcustom.training.curriculum import reconstruction_only
@@ -207,6 +208,20 @@ def test_the_trainings_of_the_whole_miniature_follow_each_other(tmp_path):
     assert noises[0].offset > noises[1].offset == 0
     means = [float(noise.draw(4000, 1000, torch.Generator().manual_seed(0)).float().mean()) for noise in noises]
     assert means[0] > 700 > means[1] > 500
+
+
+def test_no_part_of_the_miniature_begins_on_a_half_trained_one(tmp_path, monkeypatch):
+    module, trained = load_module("miniature"), []
+
+    def stopped(config, resume):
+        trained.append(config)
+        return config.out / "checkpoints" / f"{PREFIX}{config.steps - (len(trained) > 1):08d}"
+
+    monkeypatch.setattr(module, "train", stopped)
+    with pytest.raises(SystemExit, match=r"the same command goes on from .*base"):
+        module.main(module.Folders(subjects=tmp_path, outputs=tmp_path, model=tmp_path / "model"))
+    assert [config.name for config in trained] == ["miniature-autoencoder", "miniature-base"]
+    assert not (tmp_path / "model").exists()
 
 
 class _Pairs:
