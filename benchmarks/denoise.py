@@ -29,12 +29,12 @@ from memory import peak_memory
 from plain import plain_denoise
 from scenes import SIZES, Extent, Scene, build_scene
 
+from realcustom.engine.presets import PRESETS, Preset, few_step_solver
 from realcustom.guidance.guidance_scale import SingleScale
 from realcustom.guidance.mask import MaskSettings
 from realcustom.models.attention import installed
 from realcustom.models.compiled import compile_blocks
 from realcustom.pipelines.branches import Conditions, denoise
-from realcustom.presets import PRESETS, Preset, few_step_solver
 
 SCALE, SCOPE = 3.5, 0.25
 RECORDED = ("size", "steps", "timed_steps", "rounds", "dtype", "subjects", "images")

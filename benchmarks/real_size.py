@@ -13,10 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from realcustom.convert.release import SDXL_UNET
 from realcustom.encoders.image import DINOV2_LARGE, SIGLIP_SO400M, ReferenceEncoder, ReferenceFeatures
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.attention import cross_attention_names
-from realcustom.models.checkpoint import SDXL_UNET
 
 
 @dataclass(frozen=True, kw_only=True)

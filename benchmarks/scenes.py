@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from realcustom.convert.release import SDXL_UNET
 from realcustom.encoders.image import ReferenceFeatures
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.checkpoint import SDXL_UNET
 from realcustom.pipelines.branches import Text, mask_grid
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
@@ -118,7 +118,7 @@ def miniature(device, dtype):
     """The bundled model's networks; its weights where they are installed, else random ones."""
     from PIL import Image
 
-    from realcustom.bundled import MODELS
+    from realcustom.hub.bundled import MODELS
     from realcustom.miniature import builders
 
     unet, vae, encoder = builders.build_unet(), builders.build_vae(), builders.build_reference_encoder()

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from realcustom import Engine, Request
-from realcustom.images import open_image
-from realcustom.metadata import write_png
-from realcustom.overlays import overlay
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.overlays import overlay
+from realcustom.pictures.png import write_png
 
 REFERENCE = Path(__file__).parent / "references" / "rex.png"
 WORD = "dog"

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from realcustom import RealCustomPipeline
 from realcustom.data.vocabulary import noun_phrase
 from realcustom.data.world import StickerWorld, WorldSettings
-from realcustom.overlays import overlay
+from realcustom.pictures.overlays import overlay
 
 SIDE, LINE, MARGIN = 128, 26, 6
 CONTEXTS = (

@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from realcustom.bundled import MODELS
 from realcustom.data.vocabulary import ACCESSORY_PHRASES, COLOURS, SCENE_PHRASES, STYLES
 from realcustom.data.world import WorldSettings
+from realcustom.hub.bundled import MODELS
 from realcustom.training.checkpoints import PREFIX
 from realcustom.training.loop import train
 from realcustom.training.miniature import export_miniature

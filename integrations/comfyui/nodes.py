@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from realcustom import Engine, Request, Subject
-from realcustom.overlays import mask_image
+from realcustom.pictures.overlays import mask_image
 from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, Progress
 
 CATEGORY = "RealCustom"

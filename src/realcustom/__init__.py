@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Engine": "realcustom.engine",
+    "Engine": "realcustom.engine.engine",
     "MaskSettings": "realcustom.guidance.mask",
     "RealCustomAdapter": "realcustom.models.adapter",
     "RealCustomPipeline": "realcustom.pipelines.sd15",
@@ -26,7 +26,7 @@ __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from realcustom.encoders.image import ReferenceEncoder as ReferenceEncoder
-    from realcustom.engine import Engine as Engine
+    from realcustom.engine.engine import Engine as Engine
     from realcustom.guidance.mask import MaskSettings as MaskSettings
     from realcustom.models.adapter import RealCustomAdapter as RealCustomAdapter
     from realcustom.pipelines.sd15 import RealCustomPipeline as RealCustomPipeline

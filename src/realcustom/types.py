@@ -2,7 +2,7 @@
 
 Nothing here needs torch. A record checks itself when it is made, so that every door (Python, command line, web, REST,
 batch) refuses the same input with the same sentence. What only a loaded model can know (its size grid, the number of
-tokens of a word) is checked by `realcustom.engine`.
+tokens of a word) is checked by `realcustom.engine.engine`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike, fspath
 from typing import Any
-
-from realcustom.presets import DEFAULT, preset_named
 
 MAX_SUBJECTS = 4
 MAX_IMAGES = 64
@@ -121,7 +119,7 @@ class Request:
         RealCustom++.
     image_guidance_scale: w_i of RealCustom Eq. 13, 0 to 100. With neither scale the model's own are taken.
     mask_scope: gamma_scope, the share of positions that the guidance mask keeps, above 0 up to 1.
-    preset: a name in `realcustom.presets`; it fills in what the request leaves open.
+    preset: a name in `realcustom.engine.presets`; it fills in what the request leaves open.
     """
 
     prompt: str
@@ -135,7 +133,7 @@ class Request:
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     mask_scope: float | None = None
-    preset: str = DEFAULT
+    preset: str = "exact"
 
     def __post_init__(self) -> None:
         if not text("The prompt", self.prompt).strip():
@@ -146,7 +144,7 @@ class Request:
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 whole(f"The {name}", getattr(self, name), 8, MAX_SIDE)
-        preset_named(self.preset)
+        text("The preset", self.preset)
         if self.steps is not None:
             whole("The number of steps", self.steps, 1, MAX_STEPS)
         whole("The number of images", self.num_images, 1, MAX_IMAGES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom.metadata import read_metadata
+from realcustom.pictures.png import read_metadata
 
 COMMAND = (sys.executable, "-c", "from realcustom.cli import main; main()")
 DOG = {"prompt": "a dog on the beach", "subjects": {"dog": "rex.png"}, "steps": 2}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from realcustom.metadata import read_metadata
+from realcustom.pictures.png import read_metadata
 from realcustom.serving.store import Store
 
 REX = ("characters", "add", "rex", "--word", "dog", "--image", "rex.png", "--description", "a dog with a red collar")

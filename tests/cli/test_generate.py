@@ -11,7 +11,7 @@ from PIL import Image
 
 from realcustom.cli.options import read_size, read_subjects
 from realcustom.cli.results import slugs
-from realcustom.metadata import read_metadata
+from realcustom.pictures.png import read_metadata
 
 DOG = ("generate", "a dog on the beach", "--subject", "dog=rex.png", "--steps", "2")
 
@@ -193,7 +193,7 @@ def test_the_other_commands_refuse_in_one_sentence_too(realcustom, arguments, se
 
 
 def test_an_unexpected_failure_shows_no_traceback(realcustom, monkeypatch, tiny_model):
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
 
     def fail(*_, **__):
         raise KeyError("surprise")
@@ -206,7 +206,7 @@ def test_an_unexpected_failure_shows_no_traceback(realcustom, monkeypatch, tiny_
 
 
 def test_an_interrupt_is_130_and_writes_nothing(realcustom, folder, monkeypatch, tiny_model):
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

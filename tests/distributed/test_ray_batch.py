@@ -19,7 +19,7 @@ from realcustom.batch.run import run_local
 from realcustom.cli import main
 from realcustom.distributed.cluster import Share, share
 from realcustom.distributed.ray_batch import RayBatch
-from realcustom.engine import Engine
+from realcustom.engine.engine import Engine
 
 LOADING = {"adapter": None, "device": "cpu", "dtype": None}
 DOG = {"prompt": "a dog on the beach", "subjects": {"dog": "rex.png"}, "steps": 2}

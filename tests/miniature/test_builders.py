@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from realcustom.bundled import MODELS
 from realcustom.data.vocabulary import ACCESSORY_PHRASES, ALL_WORDS, SCENE_PHRASES, caption_corpus
 from realcustom.encoders.target_word import target_token_positions
+from realcustom.hub.bundled import MODELS
 from realcustom.miniature import builders
 from realcustom.miniature.tokenizer import is_known, train_tokenizer
 from realcustom.models.adapter import RealCustomAdapter

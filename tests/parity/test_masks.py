@@ -4,7 +4,8 @@ import torch
 
 from realcustom.guidance.attention_maps import WordMaps
 from realcustom.guidance.mask import NORMALISATIONS, MaskSettings, Normalisation, guidance_mask
-from realcustom.guidance.self_attention import matrix_spread, max_per_sample, min_max_per_map
+
+from .released_self_attention import matrix_spread, max_per_sample, min_max_per_map
 
 NAMES = {"max_norm": "max", "min_max_norm": "min-max", "min_max_per_channel": "min-max-per-layer"}
 SELF_NORMALISATIONS = {"selfmap_min_max_per_channel": min_max_per_map, "selfmap_max_norm": max_per_sample}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from einops import rearrange
 
+from realcustom.convert.timm import dino_config_from_timm, dino_from_timm, siglip_config_from_timm, siglip_from_timm
 from realcustom.encoders.image import HALF, IMAGENET, ReferenceEncoder, normalise, to_views
-from realcustom.encoders.timm import dino_config_from_timm, dino_from_timm, siglip_config_from_timm, siglip_from_timm
 
 
 @pytest.fixture(scope="module")

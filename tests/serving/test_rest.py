@@ -9,9 +9,9 @@ from conftest import picture
 from PIL import Image
 
 from realcustom import Request
-from realcustom.characters import Character
-from realcustom.metadata import read_metadata
-from realcustom.references import pixels_sha256
+from realcustom.engine.characters import Character
+from realcustom.engine.requests import pixels_sha256
+from realcustom.pictures.png import read_metadata
 from realcustom.serving.records import forget_unused
 
 from .conftest import data_url, png, wait

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import picture
 
-from realcustom.bundled import MODELS
+from realcustom.hub.bundled import MODELS
 
 from .servers import Server
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from realcustom.batch import places
-from realcustom.characters import Character, read_record
-from realcustom.references import check_words
+from realcustom.engine.characters import Character, read_record
+from realcustom.engine.requests import check_request
 from realcustom.types import Request, Subject
 
 MAX_ID = 100  # characters; file names end at 255 bytes, and a mask's name also holds a word
@@ -169,7 +169,7 @@ def _request(record: dict[str, Any], folder: str, find: Callable[[str], Characte
     request = Request.from_dict(read_record(record, find, describe))
     for word, subject in request.subjects.items():
         _check_subject(word, subject)
-    check_words(request)
+    check_request(request)
     return replace_pictures(request, lambda picture: _picture(picture, folder))
 
 

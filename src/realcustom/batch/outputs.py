@@ -16,10 +16,10 @@ from typing import Any
 
 from realcustom.batch import places
 from realcustom.batch.jobs import Job, Problem, pictures, replace_pictures, without
-from realcustom.images import open_image
-from realcustom.metadata import png_bytes
-from realcustom.overlays import mask_image, slugs
-from realcustom.references import Reference, pixels_sha256
+from realcustom.engine.requests import Reference, pixels_sha256
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.overlays import mask_image, slugs
+from realcustom.pictures.png import png_bytes
 from realcustom.types import Request, Result
 
 CHECKING_THREADS = 8  # decoding lets other threads run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from realcustom.metadata import write_whole
+from realcustom.pictures.png import write_whole
 
 
 def is_url(place: str) -> bool:

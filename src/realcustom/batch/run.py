@@ -10,11 +10,11 @@ from PIL import Image
 
 from realcustom.batch.jobs import Job, replace_pictures, rounds_of
 from realcustom.batch.outputs import Task, is_finished, open_picture, write_task
-from realcustom.references import Reference
+from realcustom.engine.requests import Reference
 from realcustom.types import Request
 
 if TYPE_CHECKING:
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
 
 OWN = {"prompt", "subjects", "negative_prompt", "seed", "num_images"}  # may differ among requests of one batch
 

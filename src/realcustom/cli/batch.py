@@ -49,7 +49,7 @@ def batch(
     """
     from realcustom.batch import outputs, places
     from realcustom.batch.jobs import read_jobs
-    from realcustom.bundled import locate
+    from realcustom.hub.bundled import locate
 
     if engine is Place.local and workers is not None:
         raise ValueError("--workers is for --engine ray; the local engine is one.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from realcustom.characters import Character
+    from realcustom.engine.characters import Character
     from realcustom.serving.store import Store
 
 FOLDER = Path("outputs/serve")
@@ -50,7 +50,7 @@ def add(
     folder: Folder = FOLDER,
 ) -> None:
     """Keep a character."""
-    from realcustom.characters import Character
+    from realcustom.engine.characters import Character
     from realcustom.serving.limits import Limits
     from realcustom.serving.records import Cast
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
     from realcustom.types import Progress
 
 
@@ -55,7 +55,7 @@ def load_engine(model: str, adapter: str | None, device: str | None, dtype: str 
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        from realcustom.engine import Engine
+        from realcustom.engine.engine import Engine
 
         return Engine.load(model, adapter=adapter, device=device, dtype=dtype)
 

@@ -33,8 +33,8 @@ def convert(
 
     quiet()
     with status("Converting ..."):
-        from realcustom.loading import SETTINGS
-        from realcustom.models.checkpoint import convert_backbones, convert_release_checkpoint
+        from realcustom.convert.release import convert_backbones, convert_release_checkpoint
+        from realcustom.engine.loading import SETTINGS
         from realcustom.pipelines.scheduler import RealCustomScheduler
 
         split = convert_release_checkpoint(files, out, unet_config, dim_head)

@@ -148,7 +148,7 @@ def paradox(
     from realcustom.evaluation.sticker_figures import difference
     from realcustom.evaluation.stickers import samples
     from realcustom.evaluation.textual_inversion import InversionSettings
-    from realcustom.metadata import write_png
+    from realcustom.pictures.png import write_png
 
     judge = Judge.load(weights or WEIGHTS)
     pipelines = arms.Pipelines(model, adapter, variants, device)

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from realcustom.characters import read_mentions
 from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.options import read_size, read_subjects
 from realcustom.cli.results import save_result
-from realcustom.presets import DEFAULT
-from realcustom.references import open_request
+from realcustom.engine.characters import read_mentions
+from realcustom.engine.presets import DEFAULT
+from realcustom.engine.requests import open_request
 from realcustom.types import Request
 
 

@@ -27,8 +27,8 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from realcustom.bundled import model_folder
     from realcustom.cli.console import load_engine
+    from realcustom.hub.bundled import model_folder
 
     engine = load_engine(model, adapter, "cpu", None)
     pipe = engine.pipeline

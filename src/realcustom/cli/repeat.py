@@ -9,8 +9,8 @@ import typer
 
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.results import save_result
-from realcustom.metadata import read_metadata
-from realcustom.references import request_from_record
+from realcustom.engine.requests import request_from_record
+from realcustom.pictures.png import read_metadata
 
 
 def repeat(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from realcustom.metadata import write_png
-from realcustom.overlays import mask_image, overlay, slugs
+from realcustom.pictures.overlays import mask_image, overlay, slugs
+from realcustom.pictures.png import write_png
 from realcustom.types import Result
 
 

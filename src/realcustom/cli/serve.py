@@ -93,9 +93,9 @@ def _local(model: str, adapter: str | None, device: str | None, dtype: str | Non
 
 def _on_ray(loading: dict, address: str | None, replicas: int | None, max_replicas: int | None):
     """Replicas of the engine; a cluster that was started for them ends with this process."""
-    from realcustom.bundled import locate
     from realcustom.cli.console import status
     from realcustom.distributed.ray_serve import deploy
+    from realcustom.hub.bundled import locate
 
     found = {**loading, "model": locate(loading["model"]), "adapter": loading["adapter"] and locate(loading["adapter"])}
     with status(f"Deploying {loading['model']} ..."):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
 
 LOCAL_STORE = 256 * 2**20  # bytes of shared memory for a cluster of our own: only paths and notes travel through it
 
@@ -114,7 +114,7 @@ def load_engine(loading: Mapping[str, Any]) -> Engine:
     """The engine of a worker; `loading` are the arguments of `Engine.load`."""
     import torch
 
-    from realcustom.engine import Engine
+    from realcustom.engine.engine import Engine
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # the number of threads changes the last bits of an image

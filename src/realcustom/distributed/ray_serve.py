@@ -1,4 +1,4 @@
-"""The engine on Ray Serve: replicas behind an object that behaves like `realcustom.engine.Engine`.
+"""The engine on Ray Serve: replicas behind an object that behaves like `realcustom.engine.engine.Engine`.
 
 The studio and the REST interface stand in front of it unchanged: queue, pictures and characters stay in one place, and
 only the making of images is spread over the cluster. Nothing of Ray listens to HTTP.
@@ -15,7 +15,7 @@ from PIL import Image
 
 from realcustom.batch.jobs import replace_pictures
 from realcustom.distributed.cluster import connect, disconnect, import_ray, share
-from realcustom.references import Reference, open_request
+from realcustom.engine.requests import Reference, open_request
 from realcustom.types import Cancelled, Progress, Request, Result, whole
 
 APP = "realcustom"
@@ -78,7 +78,7 @@ class RayEngine:
 
     Attributes:
         workers: runs that can be under way at the same time.
-        batch_size, source: as of `realcustom.engine.Engine`; every replica has the same.
+        batch_size, source: as of `realcustom.engine.engine.Engine`; every replica has the same.
     """
 
     def __init__(self, handle, workers: int, own: bool = False):

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPVisionModel, Dinov2WithRegistersModel, PreTrainedModel, SiglipVisionModel
-
-from .timm import resample_positions
 
 COMMON_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps")
 SIGLIP_KEYS = (*COMMON_KEYS, "intermediate_size")
@@ -53,3 +54,19 @@ def load_complete(model_class: type[PreTrainedModel], source: str, loading: Mapp
         found = f"{len(missing)} of its weights are missing, such as {missing[0]}"
         raise ValueError(f"{source} is no {model_class.__name__}: {found}.")
     return model
+
+
+def resample_positions(table: Tensor, grid: int, prefix: int = 0) -> Tensor:
+    """Resample a square position table (1, prefix + g*g, c) to (1, prefix + grid*grid, c).
+
+    Bicubic with antialiasing in float32, as timm does on loading; the first `prefix` rows are kept. Equal sizes return
+    the table itself.
+    """
+    old = round((table.shape[1] - prefix) ** 0.5)
+    if old * old != table.shape[1] - prefix:
+        raise ValueError(f"A position table of {table.shape[1] - prefix} entries is not a square grid.")
+    if old == grid:
+        return table
+    image = rearrange(table[:, prefix:].float(), "1 (h w) c -> 1 c h w", h=old)
+    image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([table[:, :prefix], rearrange(image, "1 c h w -> 1 (h w) c").to(table.dtype)], dim=1)

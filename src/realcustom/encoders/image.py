@@ -27,7 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from ..images import ImageSource, open_image
+from realcustom.pictures.opening import ImageSource, open_image
 
 SIGLIP_SO400M = {
     "hidden_size": 1152,

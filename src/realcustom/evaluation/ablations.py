@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from realcustom.engine.presets import PRESETS
 from realcustom.guidance.mask import MaskSettings
-from realcustom.presets import PRESETS
 
 from .arms import Variant
 from .generation import Setup

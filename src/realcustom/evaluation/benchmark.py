@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from realcustom.images import open_image
+from realcustom.pictures.opening import open_image
 
 Picture = Path | Image.Image
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from realcustom.engine.presets import DEFAULT, preset_named
 from realcustom.guidance.mask import MaskSettings
-from realcustom.metadata import write_png
-from realcustom.overlays import mask_image
-from realcustom.presets import DEFAULT, preset_named
+from realcustom.pictures.overlays import mask_image
+from realcustom.pictures.png import write_png
 from realcustom.types import Subject
 
 from .benchmark import Task, fingerprint, opened
@@ -32,7 +32,7 @@ class Setup:
 
     Attributes:
         steps: denoising steps, for a preset that leaves them open.
-        preset: a name in `realcustom.presets`, whose steps, mask updates, guidance interval and scheduler are taken.
+        preset: a name in `realcustom.engine.presets`: its steps, mask updates, guidance interval and scheduler.
         guidance_scale: w, or w_t where image_guidance_scale (w_i of RealCustom Eq. 13) is given; the adapter's own
             where neither is.
         mask: settings of the guidance mask.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from realcustom.loading import load_pipeline, resolve_device
+from realcustom.engine.loading import load_pipeline, resolve_device
 from realcustom.pipelines.branches import Text
 
 

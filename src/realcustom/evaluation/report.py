@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from realcustom.overlays import overlay
+from realcustom.pictures.overlays import overlay
 
 from .benchmark import opened
 from .generation import Made

@@ -9,12 +9,12 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import TextualInversionLoaderMixin
 
-from realcustom.bundled import model_folder
 from realcustom.encoders.cache import FeatureCache
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.encoders.target_word import check_prompt_length
 from realcustom.guidance.guidance_scale import EVERYWHERE, Guidance, Interval, SingleScale, TextAndImageScale
 from realcustom.guidance.mask import MaskSettings
+from realcustom.hub.bundled import model_folder
 from realcustom.models.adapter import GUIDANCE, RealCustomAdapter
 from realcustom.models.attention import installed
 from realcustom.models.compiled import compile_blocks

@@ -17,9 +17,9 @@ from realcustom.encoders.cache import FeatureCache
 from realcustom.encoders.image import cat_features
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.guidance.attention_maps import Size
-from realcustom.images import open_image
 from realcustom.models.adapter import RealCustomAdapter, ScoringInputs
 from realcustom.models.attention import LayerKeysValues
+from realcustom.pictures.opening import open_image
 from realcustom.types import Subject
 
 

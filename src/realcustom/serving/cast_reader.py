@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
-from realcustom.characters import Character
+from realcustom.engine.characters import Character
 from realcustom.serving.blobs import Blobs, NotHere
 from realcustom.serving.store import DATABASE, PICTURES
 

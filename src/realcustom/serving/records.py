@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from realcustom.characters import Character, checked_name
+from realcustom.engine.characters import Character, checked_name
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.store import Store
 

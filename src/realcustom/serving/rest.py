@@ -10,9 +10,9 @@ from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 import realcustom
-from realcustom.images import open_image
-from realcustom.metadata import read_metadata
-from realcustom.overlays import mask_image, overlay
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.overlays import mask_image, overlay
+from realcustom.pictures.png import read_metadata
 from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.events import events

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from realcustom.references import request_record
+from realcustom.engine.requests import request_record
 from realcustom.serving.limits import Busy, Limits
 from realcustom.serving.live import Live
 from realcustom.serving.metrics import Metrics
@@ -26,7 +26,7 @@ class Runner:
     """Threads that take generations from the queue, as many together as the engine makes in one batch.
 
     Args:
-        engine: has `run_many`, `together`, `preview` and `batch_size` as `realcustom.engine.Engine`; `workers`, where
+        engine: has `run_many`, `together`, `preview` and `batch_size` as `Engine`; `workers`, where
             it has one, is how many batches it makes at the same time.
         jobs: where generations are kept.
         open_job: a job's settings as a request with opened pictures.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from realcustom.characters import Character, read_record
-from realcustom.metadata import read_metadata
-from realcustom.references import Reference, check_words
+from realcustom.engine.characters import Character, read_record
+from realcustom.engine.requests import Reference, check_request
+from realcustom.pictures.png import read_metadata
 from realcustom.serving.limits import Limits
 from realcustom.serving.metrics import Metrics
 from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_unused
@@ -23,7 +23,7 @@ class Service:
     """Everything a door needs.
 
     Attributes:
-        engine: a `realcustom.engine.Engine`, or what behaves like it.
+        engine: a `realcustom.engine.engine.Engine`, or what behaves like it.
         store, jobs, cast: what is kept.
         runner: the queue.
         limits, metrics: of this server.
@@ -90,7 +90,7 @@ class Service:
         if sum(len(subject.images) for subject in request.subjects.values()) > self.limits.pictures:
             raise ValueError(f"One generation takes at most {self.limits.pictures} reference images here.")
         # Words before pictures, which may take long to open.
-        check_words(request)
+        check_request(request)
         subjects = {word: self._open_subject(subject) for word, subject in request.subjects.items()}
         return Request.from_dict({**record, "subjects": subjects})
 

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from realcustom.images import open_image
-from realcustom.metadata import KEY
-from realcustom.references import Reference, pixels_sha256
+from realcustom.engine.requests import Reference, pixels_sha256
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.png import KEY
 from realcustom.serving.blobs import Blobs
 from realcustom.serving.limits import Limits, TooLarge, check_pixels
 
@@ -154,7 +154,7 @@ class Store:
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """An image as PNG, with its settings where `realcustom.metadata` reads them."""
+    """An image as PNG, with its settings where `realcustom.pictures.png` reads them."""
     info = PngInfo()
     if metadata is not None:
         info.add_text(KEY, json.dumps(metadata, sort_keys=True, allow_nan=False))

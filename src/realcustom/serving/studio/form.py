@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from realcustom.characters import highlighted, mentions
 from realcustom.encoders.target_word import find_phrase
+from realcustom.engine.characters import highlighted, mentions
 from realcustom.serving.service import Service
 from realcustom.serving.studio.look import sentence, sentence_box
 from realcustom.types import MAX_SUBJECTS, Request, Subject

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from PIL import ImageDraw
 
-from realcustom.images import open_image
-from realcustom.overlays import TINT
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.overlays import TINT
 from realcustom.serving.faces import crop, find_face
 from realcustom.serving.service import Service
 from realcustom.serving.studio.form import uploads

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from realcustom.images import open_image
-from realcustom.overlays import overlay
+from realcustom.pictures.opening import open_image
+from realcustom.pictures.overlays import overlay
 from realcustom.serving.limits import Busy
 from realcustom.serving.live import Live
 from realcustom.serving.records import DONE, UNFINISHED, Job

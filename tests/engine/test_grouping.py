@@ -5,7 +5,7 @@ import pytest
 from conftest import picture
 
 from realcustom import Engine, Request, Subject
-from realcustom.batching import batches
+from realcustom.engine.grouping import batches
 from realcustom.types import Cancelled
 
 

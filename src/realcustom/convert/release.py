@@ -18,17 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..encoders.image import ReferenceEncoder
-from ..encoders.timm import (
+from realcustom.convert.timm import (
     dino_config_from_timm,
     dino_from_timm,
     siglip_config_from_timm,
     siglip_from_timm,
     vision_trunk,
 )
-from .adapter import RealCustomAdapter
-from .attention import cross_attention_names
-from .projector import build_projector
+from realcustom.encoders.image import ReferenceEncoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.attention import cross_attention_names
+from realcustom.models.projector import build_projector
 
 PROJECTOR = "encoder_hidden_states_vision_projection."
 LISTED = 20  # offending keys named in an error, of each kind

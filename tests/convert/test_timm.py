@@ -5,8 +5,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from realcustom.encoders.image import ReferenceEncoder
-from realcustom.encoders.timm import (
+from realcustom.convert.timm import (
     dino_config_from_timm,
     dino_from_timm,
     resample_positions,
@@ -14,6 +13,7 @@ from realcustom.encoders.timm import (
     siglip_from_timm,
     vision_trunk,
 )
+from realcustom.encoders.image import ReferenceEncoder
 
 
 def timm_weights(width, mlp, depth, grid, patch, registers=None):

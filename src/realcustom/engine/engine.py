@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from realcustom.batching import Making, Units, Watch, batches
-from realcustom.bundled import locate
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
-from realcustom.loading import load_pipeline
-from realcustom.presets import preset_named
-from realcustom.references import Reference, open_request, request_record
+from realcustom.engine.grouping import Making, Units, Watch, batches
+from realcustom.engine.loading import load_pipeline
+from realcustom.engine.presets import preset_named
+from realcustom.engine.requests import Reference, open_request, request_record
+from realcustom.hub.bundled import locate
 from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
@@ -59,7 +59,7 @@ class Engine:
         batch_size: int | None = None,
         compiled: bool = False,
     ) -> Engine:
-        """Load a model by name, folder or hub id; arguments and errors as `realcustom.loading.load_pipeline`.
+        """Load a model by name, folder or hub id; arguments and errors as `realcustom.engine.loading.load_pipeline`.
 
         With `compiled` the U-Net's transformer blocks go through `torch.compile`: the first image of each size and
         batch takes a minute or more, the others less time than without.

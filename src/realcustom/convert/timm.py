@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
+
+from realcustom.encoders.backbones import resample_positions
 
 SIGLIP_NAMES = {
     "patch_embed.proj": "embeddings.patch_embedding",
@@ -34,22 +34,6 @@ DINO_NAMES = {
 }
 # timm's attention pooling and classifier make one vector of a whole image; the features are taken before them.
 UNUSED = ("attn_pool.", "head.", "fc_norm.")
-
-
-def resample_positions(table: Tensor, grid: int, prefix: int = 0) -> Tensor:
-    """Resample a square position table (1, prefix + g*g, c) to (1, prefix + grid*grid, c).
-
-    Bicubic with antialiasing in float32, as timm does on loading; the first `prefix` rows are kept. Equal sizes return
-    the table itself.
-    """
-    old = round((table.shape[1] - prefix) ** 0.5)
-    if old * old != table.shape[1] - prefix:
-        raise ValueError(f"A position table of {table.shape[1] - prefix} entries is not a square grid.")
-    if old == grid:
-        return table
-    image = rearrange(table[:, prefix:].float(), "1 (h w) c -> 1 c h w", h=old)
-    image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([table[:, :prefix], rearrange(image, "1 c h w -> 1 (h w) c").to(table.dtype)], dim=1)
 
 
 def vision_trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

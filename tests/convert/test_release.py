@@ -9,10 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from realcustom.encoders.image import ReferenceEncoder
-from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
-from realcustom.models.checkpoint import (
+from realcustom.convert.release import (
     SDXL_UNET,
     check_keys,
     convert_backbones,
@@ -20,6 +17,9 @@ from realcustom.models.checkpoint import (
     read_state,
     split_release_checkpoint,
 )
+from realcustom.encoders.image import ReferenceEncoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.attention import cross_attention_names
 from realcustom.models.projector import build_projector
 
 REFERENCE = Path(__file__).parents[1] / "reference"

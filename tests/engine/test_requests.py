@@ -7,9 +7,9 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from realcustom.metadata import read_metadata, write_png
-from realcustom.overlays import mask_image, overlay
-from realcustom.references import open_reference, open_request, request_from_record, request_record
+from realcustom.engine.requests import open_reference, open_request, request_from_record, request_record
+from realcustom.pictures.overlays import mask_image, overlay
+from realcustom.pictures.png import read_metadata, write_png
 from realcustom.types import Request, Subject
 
 

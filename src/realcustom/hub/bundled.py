@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-MODELS = {"miniature": Path(__file__).parent / "miniature" / "weights"}
+MODELS = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
 
 
 def model_folder(name: str) -> str:

@@ -5,7 +5,6 @@ A `Reference` is an opened picture with a name: where it came from, and the hash
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from typing import Any
 from PIL import Image
 
 from realcustom.encoders.target_word import find_phrase
-from realcustom.images import open_image
+from realcustom.engine.presets import preset_named
+from realcustom.pictures.content import pixels_sha256
+from realcustom.pictures.opening import open_image
 from realcustom.types import Request, Subject
 
 
@@ -39,17 +40,12 @@ class Reference:
 
 
 def open_reference(source: Any) -> Reference:
-    """Open whatever `realcustom.images.open_image` takes; ValueError with one sentence if it is no usable picture."""
+    """Open whatever `open_image` takes; ValueError with one sentence if it is no usable picture."""
     if isinstance(source, Reference):
         return source
     image = open_image(source)
     path = os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None
     return Reference(image, path, pixels_sha256(image))
-
-
-def pixels_sha256(image: Image.Image) -> str:
-    """SHA-256 over "width x height" and the RGB bytes of an RGB image."""
-    return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
 
 
 def open_request(request: Request) -> Request:
@@ -59,13 +55,18 @@ def open_request(request: Request) -> Request:
         ValueError: a subject's word does not stand in the prompt, or a picture cannot be used; all that can be known
             about a request without a model.
     """
-    check_words(request)
+    check_request(request)
     subjects = {word: _open_subject(subject) for word, subject in request.subjects.items()}
     return replace(request, subjects=subjects)
 
 
-def check_words(request: Request) -> None:
-    """ValueError unless every subject's word stands in the prompt; it names the word and the prompt's words."""
+def check_request(request: Request) -> None:
+    """Refuse what can be known to be wrong without pictures and without a model.
+
+    Raises:
+        ValueError: there is no such preset, or a subject's word does not stand in the prompt, whose words it names.
+    """
+    preset_named(request.preset)
     for word in request.subjects:
         if not find_phrase(request.prompt, word):
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt)))

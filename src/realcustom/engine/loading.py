@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from realcustom.bundled import MODELS, model_folder
+from realcustom.hub.bundled import MODELS, model_folder
 
 # model_index.json's class -> ours: a stock base model runs in the pipeline of its shape.
 PIPELINES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom.images import open_image
+from realcustom.pictures.opening import open_image
 
 
 def saved(image, form, **options):

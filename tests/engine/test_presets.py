@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from realcustom import Engine, MaskSettings, Request
-from realcustom.presets import PRESETS, few_step_solver, preset_named
+from realcustom.engine.presets import PRESETS, few_step_solver, preset_named
 
 PROMPT = "a dog on the beach"
 
@@ -70,7 +70,7 @@ def test_what_the_request_says_wins(engine, reference_image):
 
 def test_unknown_presets_and_intervals_are_refused(engine, tiny_pipeline, reference_image):
     with pytest.raises(ValueError, match="exact, fast, turbo"):
-        Request(prompt=PROMPT, preset="quick")
+        engine.resolve(Request(prompt=PROMPT, preset="quick"))
     with pytest.raises(ValueError, match="exact, fast, turbo"):
         preset_named("")
     with pytest.raises(ValueError, match="interval"):

@@ -9,8 +9,8 @@ import torch
 from conftest import picture
 
 from realcustom import Engine, Request, Subject
-from realcustom.engine import Cancelled
-from realcustom.loading import load_pipeline, resolve_device, resolve_dtype
+from realcustom.engine.engine import Cancelled
+from realcustom.engine.loading import load_pipeline, resolve_device, resolve_dtype
 
 
 @pytest.fixture(scope="module")

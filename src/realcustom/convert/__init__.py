@@ -1,0 +1,1 @@
+"""Weights of others brought into our folders: the release of RealCustom++, timm backbones."""

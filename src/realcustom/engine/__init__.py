@@ -1,0 +1,1 @@
+"""Request -> result: the one room behind every door."""

@@ -1,0 +1,1 @@
+"""Where models are found: their names, folders and hub ids."""
