@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 
 import realcustom
 from realcustom.serving.blobs import NotHere
+from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
 from realcustom.serving.limits import Busy, TooLarge
 from realcustom.serving.rest import router
@@ -31,10 +31,13 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
         studio: False leaves the web page out.
     """
 
+    page = studio_app(service) if studio else None
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with page.router.lifespan_context(page) if page else nullcontext():
+            yield
         service.stop()
 
     # The documentation page of FastAPI loads its scripts from elsewhere; the document itself is ours.
@@ -49,32 +52,10 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
     )
     _add_problems(app)
     app.include_router(router(service))
-    if studio:
-        app = _with_studio(app, service)
+    if page is not None:
+        app.router.routes.append(Elsewhere("/", studio_gate(page, service)))
     app.add_middleware(Guard, limits=service.limits, token=token)
     return app
-
-
-def _with_studio(app: FastAPI, service: Service) -> FastAPI:
-    # Before gradio is imported: nothing of it may ask another machine for anything.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(service.store.folder.absolute() / "studio"))
-    import gradio
-
-    from realcustom.serving.studio import build_studio, look
-
-    return gradio.mount_gradio_app(
-        app,
-        build_studio(service),
-        path="/",
-        max_file_size=service.limits.upload_bytes,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        allowed_paths=[str(service.store.pictures.folder.absolute())],
-        **look(),
-    )
 
 
 def _add_problems(app: FastAPI) -> None:

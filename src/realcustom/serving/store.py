@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -56,7 +57,8 @@ class Store:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        # Without links, so that what lies in it can be told by its name.
+        self.folder = Path(os.path.realpath(folder))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._owner = open(self.folder / "lock", "w")  # noqa: SIM115 - held until the server ends
