@@ -6,7 +6,8 @@ import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse
+from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 import realcustom
@@ -15,7 +16,7 @@ from realcustom.metadata import read_metadata
 from realcustom.overlays import mask_image, overlay
 from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
-from realcustom.serving.events import events
+from realcustom.serving.events import event_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.metrics import CONTENT_TYPE
 from realcustom.serving.reading import read_picture, read_record, refusing
@@ -53,9 +54,9 @@ def _generations(api: APIRouter, service: Service) -> None:
         """Queue a generation. Poll it, or watch its events, until its state is done."""
         record = await read_record(request, service)
         with refusing():
-            job = await run_in_threadpool(service.submit, record)
-        response.headers["location"] = f"/v1/generations/{job.id}"
-        return service.describe_job(job)
+            made = await run_in_threadpool(lambda: service.describe_job(service.submit(record)))
+        response.headers["location"] = f"/v1/generations/{made['id']}"
+        return made
 
     @api.get("/generations", response_model=schema.JobList, responses=problems(422))
     def list_generations(
@@ -77,7 +78,7 @@ def _generations(api: APIRouter, service: Service) -> None:
 
     @api.get(
         "/generations/{id}/events",
-        response_class=StreamingResponse,
+        response_class=EventSourceResponse,
         responses={
             200: {"content": {"text/event-stream": {}}, "description": "progress and end events"},
             **problems(404),
@@ -86,8 +87,7 @@ def _generations(api: APIRouter, service: Service) -> None:
     def watch_generation(id: Id):
         """Server-sent events: "progress" with step, steps, a preview and the masks as data: URLs; at last "end"."""
         service.jobs.get(id)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(events(service, id), media_type="text/event-stream", headers=headers)
+        return event_response(service, id)
 
     @api.post("/generations/{id}/cancel", response_model=schema.JobView, responses=problems(404))
     def cancel_generation(id: Id):
@@ -206,7 +206,7 @@ def _characters(api: APIRouter, service: Service) -> None:
     )
     async def change_character(name: Id, request: Request):
         """Put another record in the place of a character; its name may change."""
-        service.cast.get(name)
+        await run_in_threadpool(service.cast.get, name)
         record = await read_record(request, service)
         with refusing():
             return (await run_in_threadpool(service.save_character, record, name)).to_dict()
@@ -231,7 +231,7 @@ def _about(api: APIRouter, service: Service) -> None:
     @api.get("/metrics", response_class=PlainTextResponse)
     def metrics():
         """Counters for Prometheus."""
-        return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _file(service: Service, name: str) -> FileResponse:

@@ -33,7 +33,7 @@ class Service:
         self.engine = engine
         self.name = name
         self.limits = limits or Limits()
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.gauges)
         self.store = Store(folder)
         self.jobs = Jobs(self.store)
         self.cast = Cast(self.store)
