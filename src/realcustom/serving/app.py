@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
@@ -15,9 +16,10 @@ import realcustom
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
-from realcustom.serving.limits import Busy, TooLarge
+from realcustom.serving.limits import Busy, NoRoom, TooLarge
 from realcustom.serving.rest import router
 from realcustom.serving.service import Service
+from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
 LONGEST = 600  # characters of a sentence; a user's own input may be quoted in it
 
@@ -50,7 +52,7 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
         docs_url=None,
         redoc_url=None,
     )
-    _add_problems(app)
+    _add_problems(app, service)
     app.include_router(router(service))
     if page is not None:
         app.router.routes.append(Elsewhere("/", studio_gate(page, service)))
@@ -58,7 +60,7 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
     return app
 
 
-def _add_problems(app: FastAPI) -> None:
+def _add_problems(app: FastAPI, service: Service) -> None:
     """Every refusal is {"detail": one sentence}."""
 
     @app.exception_handler(PlainHTTPException)
@@ -78,9 +80,23 @@ def _add_problems(app: FastAPI) -> None:
     async def large(_: Request, error: TooLarge):
         return _problem(413, str(error))
 
+    @app.exception_handler(NoRoom)
+    async def crowded(_: Request, error: NoRoom):
+        return _problem(507, str(error))
+
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy):
         return _problem(429, str(error), {"retry-after": str(error.retry_after)})
+
+    async def troubled(_: Request, error: Exception):
+        trouble = storage_trouble(error)
+        if trouble is None:
+            raise error
+        service.store.note(trouble)
+        return _problem(trouble.status, str(trouble), {"retry-after": "10"})
+
+    for kind in (StorageTrouble, OSError, sqlite3.OperationalError):
+        app.add_exception_handler(kind, troubled)
 
 
 def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:

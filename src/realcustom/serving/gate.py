@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from realcustom.serving.blobs import ID, NotHere
+from realcustom.serving.blobs import ID, NotHere, write_file
 from realcustom.serving.limits import TooLarge
 from realcustom.serving.service import Service
 
@@ -72,8 +71,8 @@ def studio_app(service: Service) -> FastAPI:
 
     from realcustom.serving.studio import build_studio, look
 
-    # The store's pictures are shown from where they are: hashing and copying them would hold up all other requests.
-    gradio.set_static_paths(service.store.pictures.folder)
+    # Pictures are shown from where they are: hashing and copying them would hold up all other requests.
+    gradio.set_static_paths(list(shown_folders(service)[1:]))
     blocks = build_studio(service)
     # Gradio takes any path of the machine for an upload until this is set, which mounting does not do.
     blocks.has_launched = True
@@ -97,9 +96,9 @@ def studio_gate(studio: ASGIApp, service: Service) -> ASGIApp:
 
     Args:
         studio: what `studio_app` gives.
-        service: whose folders `upload_folder` and of pictures hold all files that the page may name.
+        service: whose `shown_folders` hold all files that the page may name.
     """
-    folders = (upload_folder(service), service.store.pictures.folder)
+    folders = shown_folders(service)
 
     async def upload(request: Request) -> Response:
         return JSONResponse(await _keep_files(request, folders[0], service))
@@ -137,11 +136,23 @@ def upload_folder(service: Service) -> Path:
     return service.store.folder / "studio"
 
 
+def shown_folders(service: Service) -> tuple[Path, ...]:
+    """The folders whose files the page may name: uploads, the store's pictures, examples."""
+    return upload_folder(service), service.store.pictures.folder, *example_folders()
+
+
+def example_folders() -> list[Path]:
+    """Where the example pictures are: in an installed package, or in a checkout of the project."""
+    here = Path(__file__).resolve()
+    folders = (here.parents[1] / "examples", here.parents[3] / "examples" / "references")
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def page_file(folders: Sequence[Path], name: Any) -> Path:
     """The file that a client names, if the page may show it.
 
     Args:
-        folders: absolute, without links: of uploads, of the store's pictures.
+        folders: absolute, without links.
         name: an absolute path in one of them.
 
     Raises:
@@ -224,23 +235,19 @@ async def _keep_files(request: Request, folder: Path, service: Service) -> list[
     try:
         async with request.form(max_files=FILES, max_fields=FILES) as form:
             parts = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
-            return [await run_in_threadpool(_keep_file, folder, part) for part in parts]
+            return [await run_in_threadpool(_keep_file, folder, part, service) for part in parts]
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise HTTPException(400, "The upload cannot be read.") from error
 
 
-def _keep_file(folder: Path, part: UploadFile) -> str:
+def _keep_file(folder: Path, part: UploadFile, service: Service) -> str:
     data = part.file.read()
+    service.store.check_room(len(data), service.limits)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(part.filename or ""))[-80:].lstrip(".") or "file"
     path = folder / hashlib.sha256(data).hexdigest() / name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # Written again where it is there already: its age begins anew.
+    write_file(path, data)
+    service.store.used += len(data)
     return str(path)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from realcustom.serving.limits import Limits, TooLarge
 
 COOKIE = "realcustom_token"
-OPEN = ("/v1/health",)  # answers without a token, for load balancers
+OPEN = ("/v1/health", "/v1/ready")  # answers without a token, for load balancers
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>realcustom</title><style>body{font:1.1rem system-ui,sans-serif;max-width:24rem;margin:20vh auto;padding:0 1rem}

@@ -21,7 +21,9 @@ class Limits:
     pixels: of one uploaded picture.
     pictures: reference pictures of one generation.
     images: images that one generation may ask for.
-    days: how long an upload that nothing uses is kept; a server that starts removes older ones.
+    days: how long an upload that nothing uses is kept.
+    keep_days: how long a finished generation is kept; None for ever.
+    data_bytes: of the whole data folder; once it holds more, uploads and generations are refused. None for no bound.
     """
 
     queue: int = 32
@@ -31,17 +33,27 @@ class Limits:
     pictures: int = 16
     images: int = 16
     days: float = 7.0
+    keep_days: float | None = None
+    data_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("queue", "upload_bytes", "pixels", "pictures", "images"):
             whole(f"The limit {name}", getattr(self, name), 1, 2**40)
         finite("The limit days", self.days, 0.0, 1e6)
+        if self.keep_days is not None:
+            finite("The limit keep_days", self.keep_days, 0.0, 1e6)
+        if self.data_bytes is not None:
+            whole("The limit data_bytes", self.data_bytes, 1, 2**60)
         if not self.seconds > 0:
             raise ValueError(f"The limit seconds must be above 0, not {self.seconds}.")
 
 
 class TooLarge(ValueError):
     """Something has more bytes or pixels than the server takes."""
+
+
+class NoRoom(RuntimeError):
+    """The data folder holds as much as it may."""
 
 
 class Busy(RuntimeError):

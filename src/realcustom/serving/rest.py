@@ -163,6 +163,14 @@ def _pictures(api: APIRouter, service: Service) -> None:
         """A picture by its id: an upload as plain RGB, or a result."""
         return _file(service, id)
 
+    @api.delete("/images/{id}", status_code=204, responses=problems(404, 409))
+    def remove_picture(id: Id):
+        """Forget a picture that no generation and no character uses."""
+        try:
+            service.remove_picture(id)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+
     @api.get("/images/{id}/face", response_model=schema.FaceView, responses=problems(404, 422))
     def get_face(id: Id):
         """Where the largest face of a picture is."""
@@ -223,15 +231,33 @@ def _about(api: APIRouter, service: Service) -> None:
         """The model that is served, with its size and defaults."""
         return {"models": [{"name": service.name, **service.engine.describe()}]}
 
+    # Both only look at what is known, so that they answer whatever else is blocked.
     @api.get("/health", response_model=schema.Health)
-    def health():
-        """Answers as soon as generations can be taken."""
-        return {"status": "ok", "version": realcustom.__version__, "queued": service.runner.waiting}
+    async def health():
+        """Answers as long as the server runs; what is wrong stands in `problems`."""
+        return _health(service)
+
+    @api.get("/ready", response_model=schema.Health, responses={503: {"model": schema.Health}})
+    async def ready(response: Response):
+        """200 while generations are made, 503 while they are not."""
+        state = _health(service)
+        response.status_code = 503 if state["problems"] else 200
+        return state
 
     @api.get("/metrics", response_class=PlainTextResponse)
     def metrics():
         """Counters for Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _health(service: Service) -> dict[str, Any]:
+    problems = service.runner.problems()
+    return {
+        "status": "troubled" if problems else "ok",
+        "problems": problems,
+        "version": realcustom.__version__,
+        "queued": service.runner.waiting,
+    }
 
 
 def _file(service: Service, name: str) -> FileResponse:
