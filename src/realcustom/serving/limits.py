@@ -23,6 +23,7 @@ class Limits:
     images: images that one generation may ask for.
     days: how long an upload that nothing uses is kept.
     keep_days: how long a finished generation is kept; None for ever.
+    connections: that may be open at one time.
     data_bytes: of the whole data folder; once it holds more, uploads and generations are refused. None for no bound.
     """
 
@@ -35,9 +36,10 @@ class Limits:
     days: float = 7.0
     keep_days: float | None = None
     data_bytes: int | None = None
+    connections: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("queue", "upload_bytes", "pixels", "pictures", "images"):
+        for name in ("queue", "upload_bytes", "pixels", "pictures", "images", "connections"):
             whole(f"The limit {name}", getattr(self, name), 1, 2**40)
         finite("The limit days", self.days, 0.0, 1e6)
         if self.keep_days is not None:
