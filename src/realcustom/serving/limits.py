@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import Image
-
+from realcustom.images import TooManyPixels, picture_size
 from realcustom.types import finite, whole
 
 
@@ -66,21 +63,19 @@ class Busy(RuntimeError):
         self.retry_after = retry_after
 
 
-def check_pixels(data: bytes, limits: Limits) -> None:
-    """TooLarge where the header of a picture announces more pixels than allowed; nothing is decoded.
+def check_pixels(data: bytes, limits: Limits) -> int:
+    """How many pixels the header of a picture announces; nothing is decoded.
 
-    What cannot be read at all passes: `open_image` has the sentence for it.
+    Raises:
+        TooLarge: more than allowed.
+        ValueError: it is no picture of an accepted format.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-    except Image.DecompressionBombError:
+        width, height = picture_size(data)
+    except TooManyPixels:
         raise TooLarge(f"The picture has more than {limits.pixels / 2**20:g} megapixels, the most here.") from None
-    except Exception:  # broken headers raise many types
-        return
     if width * height > limits.pixels:
         raise TooLarge(
             f"The picture is {width} x {height} pixels, more than the {limits.pixels / 2**20:g} megapixels taken here."
         )
+    return width * height

@@ -12,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 
 import realcustom
 from realcustom.images import open_image
-from realcustom.metadata import read_metadata
 from realcustom.overlays import mask_image, overlay
 from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
@@ -111,7 +110,8 @@ def _results(api: APIRouter, service: Service) -> None:
     @api.get("/generations/{id}/images/{index}/metadata", responses=problems(404, 409))
     def get_metadata(id: Id, index: Index) -> dict[str, Any]:
         """The settings of one image: its request, model, device and versions."""
-        return read_metadata(service.store.pictures.path(_image(service, id, index)))
+        with refusing():
+            return service.settings_in(service.store.pictures.path(_image(service, id, index)))
 
     @api.get(
         "/generations/{id}/images/{index}/masks/{word}",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from realcustom.characters import Character, read_record
+from realcustom.images import DECODING
 from realcustom.metadata import read_metadata
 from realcustom.references import Reference, check_words
-from realcustom.serving.limits import Limits
+from realcustom.serving.limits import Limits, check_pixels
 from realcustom.serving.metrics import Metrics
 from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_picture
 from realcustom.serving.runner import Runner, stored_request
@@ -108,7 +109,7 @@ class Service:
         Raises:
             ValueError: it carries no settings, or a reference is not in the store.
         """
-        record = dict(read_metadata(path)["request"])
+        record = dict(self.settings_in(path)["request"])
         try:
             subjects = {
                 word: {**subject, "images": [self._known(image, word) for image in subject["images"]]}
@@ -120,6 +121,16 @@ class Service:
         except (KeyError, TypeError, AttributeError):
             raise ValueError("The settings in this picture are damaged.") from None
         return Request.from_dict({**record, "subjects": subjects}).to_dict()
+
+    def settings_in(self, path: str | Path) -> dict[str, Any]:
+        """The settings stored in a PNG; ValueError, which names no path of the server, where there are none."""
+        try:
+            with DECODING.take(check_pixels(Path(path).read_bytes(), self.limits)):
+                return read_metadata(path)
+        except OSError:
+            raise ValueError("This picture cannot be read.") from None
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "This picture")) from None
 
     def describe_job(self, job: Job) -> dict[str, Any]:
         """A generation as the doors show it."""

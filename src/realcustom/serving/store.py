@@ -7,6 +7,7 @@ FOLDER/masks/ab/...npz     the guidance masks of every step
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import io
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from realcustom.images import open_image
+from realcustom.images import DECODING, open_image
 from realcustom.metadata import KEY
 from realcustom.references import Reference, pixels_sha256
 from realcustom.serving.blobs import Blobs
@@ -50,6 +51,7 @@ CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 
 log = logging.getLogger(__name__)
 
+LARGE = 2**22  # pixels of a picture whose memory is worth giving back at once
 ROOM = 2**20  # bytes that must be free for the folder to be called usable
 DATABASE = "realcustom.sqlite"
 PICTURES = "pictures"
@@ -172,8 +174,15 @@ class Store:
         if len(data) > limits.upload_bytes:
             raise TooLarge(f"The picture has more than {limits.upload_bytes / 2**20:g} MiB, the most here.")
         self.check_room(len(data), limits)
-        check_pixels(data, limits)
-        image = open_image(data)
+        pixels = check_pixels(data, limits)
+        # All of it in one turn: hashing and encoding take memory as decoding does.
+        with DECODING.take(pixels):
+            kept = self._keep_upload(open_image(data))
+        if pixels > LARGE:
+            give_back_memory()
+        return kept
+
+    def _keep_upload(self, image: Image.Image) -> dict[str, Any]:
         known = self.picture_showing(pixels_sha256(image))
         if known is not None:
             # Its time begins anew.
@@ -217,6 +226,12 @@ class Store:
         with np.load(io.BytesIO(self.masks.get(name)), allow_pickle=False) as archive:
             words = json.loads(str(archive["words"]))
             return {word: archive[f"mask{index}"].astype(np.float32) / 255 for index, word in enumerate(words)}
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C library keeps of freed blocks; nothing happens where it has no such function."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
