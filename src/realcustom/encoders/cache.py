@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 from PIL import Image
 
 from realcustom.encoders.image import ReferenceFeatures
+from realcustom.pictures.content import pixels_sha256
 
 
 class FeatureCache:
@@ -20,8 +20,7 @@ class FeatureCache:
 
     def image(self, image: Image.Image) -> ReferenceFeatures:
         """Features (1, n, c) of one RGB image."""
-        key = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        return self._get(key, lambda: self.encoder.encode([image]))
+        return self._get(pixels_sha256(image), lambda: self.encoder.encode([image]))
 
     def zero(self) -> ReferenceFeatures:
         """Features (1, n, c) of the all-zero image, the negative branch's reference."""
