@@ -17,10 +17,11 @@ import torch
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.engine.grouping import Making, Units, Watch, batches
-from realcustom.engine.loading import load_pipeline
+from realcustom.engine.loading import find_sources, load_sources
+from realcustom.engine.options import LoadOptions
 from realcustom.engine.presets import preset_named
 from realcustom.engine.requests import Reference, open_request, request_record
-from realcustom.hub.bundled import locate
+from realcustom.pipelines.sources import Sources
 from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
@@ -49,25 +50,29 @@ class Engine:
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(
-        cls,
-        model: str = "miniature",
-        *,
-        adapter: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        compiled: bool = False,
-    ) -> Engine:
-        """Load a model by name, folder or hub id; arguments and errors as `realcustom.engine.loading.load_pipeline`.
+    def load(cls, model: str = "miniature", *, batch_size: int | None = None, **options: Any) -> Engine:
+        """Load a model by name, folder or hub id; `options` are those of `realcustom.engine.options.LoadOptions`.
 
-        With `compiled` the U-Net's transformer blocks go through `torch.compile`: the first image of each size and
-        batch takes a minute or more, the others less time than without.
+        With `compiled` the transformer blocks go through `torch.compile`: the first image of each size and batch takes
+        a minute or more, the others less time than without.
+
+        Raises:
+            ValueError: see `realcustom.engine.loading.load_pipeline`.
         """
-        pipeline = load_pipeline(model, adapter=adapter, device=device, dtype=dtype)
-        if compiled:
-            pipeline.compile_blocks()
-        return cls(pipeline, {"model": locate(model), "adapter": adapter and locate(adapter)}, batch_size)
+        return cls.from_options(LoadOptions(model=model, **options), batch_size)
+
+    @classmethod
+    def from_options(cls, options: LoadOptions, batch_size: int | None = None) -> Engine:
+        """Load a model as its options say; errors as `load`."""
+        return cls.from_sources(find_sources(options), options, batch_size)
+
+    @classmethod
+    def from_sources(cls, sources: Sources, options: LoadOptions, batch_size: int | None = None) -> Engine:
+        """Load a model whose files are found; its images record exactly this revision."""
+        source = options.record()
+        if sources.revision is not None:
+            source["revision"] = sources.revision
+        return cls(load_sources(sources, options), source, batch_size)
 
     @property
     def grid(self) -> int:

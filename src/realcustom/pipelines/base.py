@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from os import PathLike
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import TextualInversionLoaderMixin
 
 from realcustom.encoders.cache import FeatureCache
-from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.encoders.target_word import check_prompt_length
 from realcustom.guidance.guidance_scale import EVERYWHERE, Guidance, Interval, SingleScale, TextAndImageScale
 from realcustom.guidance.mask import MaskSettings
-from realcustom.hub.bundled import model_folder
-from realcustom.models.adapter import GUIDANCE, RealCustomAdapter
+from realcustom.hub.settings import CallDefaults
+from realcustom.models.adapter import GUIDANCE
 from realcustom.models.attention import installed
 from realcustom.models.compiled import compile_blocks
 from realcustom.pipelines.branches import Conditions, Text, denoise, mask_grid
 from realcustom.pipelines.output import RealCustomOutput, decode_latents
+from realcustom.pipelines.samplers import scheduler_named
+from realcustom.pipelines.sources import Sources, load_parts, resolve
 from realcustom.pipelines.subjects import reference_functions, regions_of
 from realcustom.types import Subject
 
-OWN_COMPONENTS = {"adapter": RealCustomAdapter, "reference_encoder": ReferenceEncoder}
+OWN_COMPONENTS = ("adapter", "reference_encoder")
+# Arguments of diffusers' `from_pretrained` that say where and how to fetch; the environment says so here.
+ENVIRONMENT = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "token"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +73,71 @@ class RealCustomMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a pipeline from a folder, a hub id, or a bundled model's name.
+        """Load a pipeline from a folder, a hub id, or the name of a bundled or real model.
 
         Args:
             pretrained_model_name_or_path: a saved RealCustom pipeline, or any stock base model of the family
-                together with `adapter` and `reference_encoder`.
-            kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids.
+                together with `adapter`.
+            kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids
+                (owner/name[/folder...][@revision]). A converted or exported adapter brings its encoder and settings.
 
         Raises:
-            ValueError: the adapter does not fit the base model.
+            ValueError: in one sentence, what cannot be had, or that the adapter does not fit the base model.
         """
-        pipe = super().from_pretrained(model_folder(pretrained_model_name_or_path), **_loaded_components(kwargs))
-        return _checked(pipe)
+        return cls._from_names(str(pretrained_model_name_or_path), None, kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, **kwargs):
-        """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`."""
-        return _checked(super().from_single_file(pretrained_model_link_or_path, **_loaded_components(kwargs)))
+        """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`.
+
+        With `config`, a folder or hub id in diffusers' layout, the file is read as a model of its shape.
+        """
+        if "config" in kwargs:
+            config = str(kwargs.pop("config"))
+            kwargs.pop("local_files_only", None)
+            return cls._from_names(config, str(pretrained_model_link_or_path), kwargs)
+        return _checked(super().from_single_file(pretrained_model_link_or_path, **kwargs))
+
+    @classmethod
+    def _from_names(cls, model: str, base_file: str | None, kwargs: dict):
+        elsewhere = sorted(ENVIRONMENT & kwargs.keys())
+        if elsewhere:
+            raise ValueError(f"{', '.join(elsewhere)}: set HF_TOKEN, HF_HUB_CACHE or HF_HUB_OFFLINE instead.")
+        named = {name: kwargs.pop(name) for name in OWN_COMPONENTS if isinstance(kwargs.get(name), (str, PathLike))}
+        sources = resolve(
+            model,
+            **{name: str(source) for name, source in named.items()},
+            revision=kwargs.pop("revision", None),
+            variant=kwargs.pop("variant", None),
+            base_file=base_file,
+            given=[name for name, value in kwargs.items() if value is not None],
+        )
+        return cls.from_sources(sources, **kwargs)
+
+    @classmethod
+    def from_sources(cls, sources: Sources, **kwargs):
+        """Load a pipeline whose files `realcustom.pipelines.sources.resolve` has found; `kwargs` as diffusers'."""
+        dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
+        kwargs = {**load_parts(sources, dtype), **kwargs}
+        known = signature(cls.__init__).parameters
+        settings = sources.settings
+        if sources.parts.get("adapter") is not None:
+            own = {"defaults": settings.defaults.to_dict(), "released_conditioning": settings.released_conditioning}
+            kwargs = {**{name: value for name, value in own.items() if name in known and value}, **kwargs}
+        if sources.base_file is None:
+            pipe = super().from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
+        else:
+            pipe = super().from_single_file(
+                str(sources.base_file), config=str(sources.base), local_files_only=True, **kwargs
+            )
+        if settings.scheduler is not None and "scheduler" not in kwargs:
+            pipe.scheduler = scheduler_named(settings.scheduler, pipe.scheduler)
+        return _checked(pipe)
+
+    @property
+    def call_defaults(self) -> CallDefaults:
+        """What calls take that say nothing themselves: the settings that came with the adapter."""
+        return CallDefaults.from_dict(self.config.get("defaults"))
 
     @property
     def feature_cache(self) -> FeatureCache:
@@ -100,14 +153,22 @@ class RealCustomMixin:
         """Both scales of a call: as given, or the adapter's own where neither is; an image scale given alone comes with
         the adapter's text scale, a guidance scale given alone is the only one."""
         own = GUIDANCE if self.adapter is None else self.adapter.config.guidance
+        if self.call_defaults.guidance_scale is not None:
+            own = (self.call_defaults.guidance_scale, self.call_defaults.image_guidance_scale)
         if guidance_scale is None and image_guidance_scale is None:
             return tuple(own)
         return own[0] if guidance_scale is None else guidance_scale, image_guidance_scale
 
     @property
     def default_mask(self) -> MaskSettings:
-        """The mask of calls that give none: everything by default but the scope, which is the adapter's own."""
-        return MaskSettings() if self.adapter is None else MaskSettings(scope=self.adapter.config.scope)
+        """The mask of calls that give none: everything by default but the adapter's own scope and what its settings
+        change."""
+        scope = {} if self.adapter is None else {"scope": self.adapter.config.scope}
+        changes = {name: tuple(v) if isinstance(v, list) else v for name, v in (self.call_defaults.mask or {}).items()}
+        try:
+            return MaskSettings(**{**scope, **changes})
+        except TypeError as error:
+            raise ValueError(f"The mask's settings that came with the adapter cannot be used: {error}.") from error
 
     def compile_blocks(self, **options) -> None:
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""
@@ -265,26 +326,8 @@ def callback_tensors(callback, names: Sequence[str]) -> list[str]:
     return list(callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else names)
 
 
-def _loaded_components(kwargs: dict) -> dict:
-    """Replace folders and hub ids of our own components by the loaded objects."""
-    kwargs = dict(kwargs)
-    for name, kind in OWN_COMPONENTS.items():
-        source = kwargs.get(name)
-        if source is not None and not isinstance(source, torch.nn.Module):
-            dtype = {"torch_dtype": kwargs["torch_dtype"]} if "torch_dtype" in kwargs else {}
-            dtype = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else dtype
-            kwargs[name] = _component_class(kind, source).from_pretrained(source, **dtype)
-    return kwargs
-
-
-def _component_class(kind: type, source) -> type:
-    """RealCustom's CLIP encoder says so in its configuration."""
-    if kind is ReferenceEncoder and ClipReferenceEncoder.load_config(source)["_class_name"] == "ClipReferenceEncoder":
-        return ClipReferenceEncoder
-    return kind
-
-
 def _checked(pipe):
+    pipe.default_mask  # noqa: B018 - settings that cannot be used are told now
     if pipe.adapter is not None and pipe.unet is not None:
         pipe.adapter.check_unet(pipe.unet)
     return pipe

@@ -35,6 +35,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         reference_encoder=None,
         adapter=None,
         requires_safety_checker: bool = False,
+        defaults: dict | None = None,
     ):
         super().__init__(
             vae,
@@ -48,6 +49,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             requires_safety_checker,
         )
         self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
+        self.register_to_config(defaults=defaults)
 
     @torch.no_grad()
     def __call__(

@@ -43,6 +43,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
         released_conditioning: bool = False,
+        defaults: dict | None = None,
     ):
         super().__init__(
             vae,
@@ -58,7 +59,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             add_watermarker,
         )
         self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
-        self.register_to_config(released_conditioning=released_conditioning)
+        self.register_to_config(released_conditioning=released_conditioning, defaults=defaults)
 
     @torch.no_grad()
     def __call__(
@@ -141,6 +142,8 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
         self._cross_attention_kwargs, self._guidance_rescale, self._denoising_end = cross_attention_kwargs, 0.0, None
         guidance = choose_guidance(guidance_scale, image_guidance_scale, guidance_interval)
+        if self.config.released_conditioning and negative_prompt is None:
+            negative_prompt = ""  # stock SDXL reads none as zeros, which the release never does
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
             prompt,
             prompt_2,
