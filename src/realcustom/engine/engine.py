@@ -104,6 +104,7 @@ class Engine:
         own["steps"] = preset_named(request.preset).steps or own["steps"]
         scales = self.pipeline.guidance_scales(request.guidance_scale, request.image_guidance_scale)
         own["guidance_scale"], own["image_guidance_scale"] = scales if request.subjects else (scales[0], None)
+        own["negative_prompt"] = self.pipeline.call_defaults.negative_prompt if request.subjects else None
         request = _with_defaults(request, own)
         self._check_size(request)
         self._check_prompt(request)
@@ -288,12 +289,13 @@ def _native_size(pipeline) -> tuple[int, int]:
 def _defaults(pipeline) -> dict[str, Any]:
     """What a request may leave to the model."""
     height, width = _native_size(pipeline)
+    settings = pipeline.call_defaults
     call = inspect.signature(pipeline.__call__).parameters
     guidance_scale, image_guidance_scale = pipeline.guidance_scales(None, None)
     return {
-        "height": height,
-        "width": width,
-        "steps": call["num_inference_steps"].default,
+        "height": settings.height or height,
+        "width": settings.width or width,
+        "steps": settings.steps or call["num_inference_steps"].default,
         "guidance_scale": guidance_scale,
         "image_guidance_scale": image_guidance_scale,
         "mask_scope": pipeline.default_mask.scope,

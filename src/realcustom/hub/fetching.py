@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from realcustom.hub.layout import SMALL
 from realcustom.hub.trouble import is_unreachable, offline_sentence, told_apart, unreachable_sentence
 
 log = logging.getLogger("realcustom.hub")
@@ -98,9 +99,9 @@ def fetch(listed: Listing, paths: Iterable[str], revision: str = "main") -> Path
             raise ValueError(listed.why)
         size = sum(listed.sizes.get(path, 0) for path in missing)
         check_disk(_cache(), size, listed.repo)
-        log.info("Fetching %s of %s (%.2f GB):", _count(missing), listed.repo, size / GB)
     for path in missing:
-        log.info("  %s, %s bytes", path, f"{listed.sizes.get(path, 0):,}")
+        level = logging.DEBUG if path.endswith(SMALL) else logging.INFO
+        log.log(level, "Fetching %s: %s, %s bytes", listed.repo, path, f"{listed.sizes.get(path, 0):,}")
         with told_apart(listed.repo, listed.commit):
             _fetch_one(listed, path)
     _name(listed, revision)
@@ -122,11 +123,11 @@ def check_disk(folder: Path, size: float, what: str, variable: str = "HF_HOME") 
 
 def _fetch_one(listed: Listing, path: str) -> None:
     """One file into the cache's blobs, going on where an earlier try was cut, and its name in the snapshot."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import WeakFileLock
 
-    url = hf_hub_url(listed.repo, path, revision=listed.commit, endpoint=constants.ENDPOINT)
-    found = get_hf_file_metadata(url, endpoint=constants.ENDPOINT, retry_on_errors=True)
+    url = hf_hub_url(listed.repo, path, revision=listed.commit)
+    found = get_hf_file_metadata(url, retry_on_errors=True)
     blobs = _storage(listed.repo) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     blob = blobs / found.etag
@@ -138,7 +139,7 @@ def _fetch_one(listed: Listing, path: str) -> None:
                 os.replace(part, blob)
         Path(f"{part}.lock").unlink(missing_ok=True)
     # With the blob in its place, this only writes the snapshot's link to it.
-    hf_hub_download(listed.repo, path, revision=listed.commit, endpoint=constants.ENDPOINT)
+    hf_hub_download(listed.repo, path, revision=listed.commit)
 
 
 def _continue(found, url: str, part: Path) -> None:
@@ -202,7 +203,3 @@ def _cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _count(paths: list[str]) -> str:
-    return "1 file" if len(paths) == 1 else f"{len(paths)} files"

@@ -54,7 +54,7 @@ def weight_variant(
 def component_files(paths: Iterable[str], component: str, order: Collection[str | None]) -> list[str]:
     """Configuration and weights of one component, weights in one variant and one format only."""
     inside = _inside(paths, component)
-    chosen = weight_variant(inside.values(), "", order)
+    chosen = weight_variant(inside, "", order)
     needed = []
     for name, path in inside.items():
         index = INDEX.fullmatch(name)

@@ -20,7 +20,7 @@ from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.hub.bundled import model_folder
 from realcustom.hub.layout import component_files, components, preferred, small_files, weight_variant
 from realcustom.hub.names import NAMED
-from realcustom.hub.places import Shelf, open_shelf
+from realcustom.hub.places import HubPlace, Shelf, open_shelf
 from realcustom.hub.settings import SETTINGS, AdapterSettings
 from realcustom.hub.trouble import NeedsOption
 from realcustom.models.adapter import RealCustomAdapter
@@ -81,11 +81,11 @@ def resolve(
         ValueError: in one sentence, what cannot be had or does not fit together.
     """
     prepared = prepare(model, revision) if model in NAMED else None
-    shelf = _base_shelf(model, prepared, revision)
-    index = _index(shelf, model)
     file = _single_file(base_file)
     ours = _adapter_shelf(adapter, prepared)
-    found = _adapter_parts(ours, index)
+    found = _adapter_parts(ours)
+    shelf = _base_shelf(model, prepared, revision, {*found, *given}, preferred(variant, False))
+    index = _index(shelf, model)
     settings = AdapterSettings() if ours is None else AdapterSettings.load(_small(ours, (SETTINGS,)))
     encoder = None if reference_encoder is None else open_shelf(reference_encoder, "reference encoder")
     if encoder is not None:
@@ -140,15 +140,15 @@ def load_encoder(folder: Path | str, **options: Any):
     return kinds[name].from_pretrained(folder, **options)
 
 
-def _base_shelf(model: str, prepared: Prepared | None, revision: str | None) -> Shelf:
+def _base_shelf(model: str, prepared: Prepared | None, revision: str | None, without: set[str], order) -> Shelf:
     if prepared is None:
         return open_shelf(model_folder(model), "model", revision)
     # What is here already is used without asking the hub, as long as it is complete.
     named = NAMED[model]
     listed = base_listing(model, prepared)
-    shelf = Shelf(model, listed.folder, tuple(listed.sizes), listed)
+    shelf = Shelf(model, listed.folder, tuple(listed.sizes), listed, HubPlace(named.base, "", prepared.base))
     index = json.loads((shelf.folder / INDEX).read_text()) if shelf.has(INDEX) else None
-    if index is not None and not _lacking(shelf, index, (), preferred(None, False)):
+    if index is not None and not _lacking(shelf, index, without, order):
         return shelf
     return replace(open_shelf(named.base, "model", prepared.base), source=model)
 
@@ -172,7 +172,7 @@ def _adapter_shelf(adapter: str | None, prepared: Prepared | None) -> Shelf | No
     return None if prepared is None else open_shelf(str(prepared.folder), "adapter")
 
 
-def _adapter_parts(shelf: Shelf | None, index: Mapping[str, Any]) -> dict[str, tuple[Shelf, str]]:
+def _adapter_parts(shelf: Shelf | None) -> dict[str, tuple[Shelf, str]]:
     """Component -> where it lies: in the adapter's folder, which may be the bare adapter itself."""
     if shelf is None:
         return {}
