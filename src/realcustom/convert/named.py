@@ -6,9 +6,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from realcustom.hub.fetching import Listing, check_disk, fetch, listing, pinned
 from realcustom.hub.names import NAMED, NamedModel, Wanted
@@ -28,11 +29,13 @@ class Prepared:
         folder: of the converted adapter, as `--adapter` takes it.
         base: commit of the base's repository.
         weights: commit of the repository that the adapter was made of.
+        base_files: what was fetched of the base when it was loaded; empty before.
     """
 
     folder: Path
     base: str
     weights: str
+    base_files: tuple[str, ...] = ()
 
     @property
     def revision(self) -> str:
@@ -73,7 +76,7 @@ def known(name: str, revision: str | None = None) -> Prepared | None:
     entry = _read(home).get(revision or "")
     if entry is None or not (home / entry["folder"]).is_dir():
         return None
-    return Prepared(home / entry["folder"], entry["base"], entry["weights"])
+    return Prepared(home / entry["folder"], entry["base"], entry["weights"], tuple(entry.get("base_files", ())))
 
 
 def plan(name: str, revision: str | None = None) -> Plan:
@@ -117,7 +120,9 @@ def prepare(name: str, revision: str | None = None, refresh: bool = False) -> Pr
         if not (home / folder).is_dir():
             _make(NAMED[name], planned, home / folder, _revisions(NAMED[name], revision))
         ready = Prepared(home / folder, planned.base.commit, planned.weights.commit)
-        entry = {"folder": folder, "base": ready.base, "weights": ready.weights}
+        entry: dict[str, Any] = {"folder": folder, "base": ready.base, "weights": ready.weights}
+        ready = known(name, ready.revision) or ready
+        entry |= {"base_files": list(ready.base_files)} if ready.base_files else {}
         _write(home, {**_read(home), revision or "": entry, ready.revision: entry})
     return ready
 
@@ -182,19 +187,33 @@ def _revisions(named: NamedModel, revision: str | None) -> tuple[str, str]:
     return base or named.base_revision, weights or named.weights_revision
 
 
-def _read(home: Path) -> dict[str, dict[str, str]]:
+def _read(home: Path) -> dict[str, dict[str, Any]]:
     try:
         return json.loads((home / KNOWN).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _write(home: Path, record: dict[str, dict[str, str]]) -> None:
+def _write(home: Path, record: dict[str, dict[str, Any]]) -> None:
     work = home / f".{KNOWN}.{os.getpid()}"
     work.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(work, home / KNOWN)
 
 
-def base_listing(name: str, ready: Prepared) -> Listing:
-    """The base's repository at the commit that belongs to a prepared model; only what is here, without asking."""
-    return pinned(NAMED[name].base, ready.base)
+def base_listing(name: str, ready: Prepared) -> Listing | None:
+    """The base's files at the commit that belongs to a prepared model, without asking the hub; None unless all that
+    were fetched are here."""
+    listed = pinned(NAMED[name].base, ready.base)
+    if not ready.base_files or listed.missing(ready.base_files):
+        return None
+    return replace(listed, sizes={path: listed.sizes[path] for path in ready.base_files})
+
+
+def remember_base(name: str, ready: Prepared, files: Sequence[str]) -> None:
+    """Note which files of the base have all been fetched."""
+    home = cache_home() / name
+    record = _read(home)
+    for entry in record.values():
+        if (entry["base"], entry["weights"]) == (ready.base, ready.weights):
+            entry["base_files"] = sorted({*entry.get("base_files", ()), *files})
+    _write(home, record)

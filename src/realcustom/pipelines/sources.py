@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from realcustom.convert.named import Prepared, base_listing, prepare
+from realcustom.convert.named import Prepared, base_listing, prepare, remember_base
 from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.hub.bundled import model_folder
@@ -29,7 +29,6 @@ from realcustom.pipelines.scheduler import RealCustomScheduler
 INDEX = "model_index.json"
 # What an adapter's folder may bring, in the place of the base's.
 PARTS = ("adapter", "reference_encoder", "unet", "vae", "scheduler")
-WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Extractor", "Processor")
 IN_SINGLE_FILES = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -95,7 +94,10 @@ def resolve(
     if ours is not None:
         _check_complete(ours, found, index, settings, model, given, shelf)
     order = preferred(variant, shelf.local and model not in NAMED)
-    base = _take_base(shelf, index, {*found, *given}, order, file is not None)
+    files = _base_files(shelf, index, {*found, *given}, order, file is not None)
+    base = shelf.take(files)
+    if prepared is not None and not set(files) <= set(prepared.base_files):
+        remember_base(model, prepared, files)
     return Sources(
         kind=index.get("_class_name", ""),
         base=base,
@@ -146,10 +148,10 @@ def _base_shelf(model: str, prepared: Prepared | None, revision: str | None, wit
     # What is here already is used without asking the hub, as long as it is complete.
     named = NAMED[model]
     listed = base_listing(model, prepared)
-    shelf = Shelf(model, listed.folder, tuple(listed.sizes), listed, HubPlace(named.base, "", prepared.base))
-    index = json.loads((shelf.folder / INDEX).read_text()) if shelf.has(INDEX) else None
-    if index is not None and not _lacking(shelf, index, without, order):
-        return shelf
+    if listed is not None:
+        shelf = Shelf(model, listed.folder, tuple(listed.sizes), listed, HubPlace(named.base, "", prepared.base))
+        if not _lacking(shelf, _index(shelf, model), without, order):
+            return shelf
     return replace(open_shelf(named.base, "model", prepared.base), source=model)
 
 
@@ -233,28 +235,20 @@ def _single_file(base_file: str | None) -> Path | None:
     return path.absolute()
 
 
-def _networks(index: Mapping[str, Any], without: Collection[str]) -> list[str]:
-    """The base's components that have weights and are taken from it."""
-    names = [name for name in components(index) if name not in without]
-    return [name for name in names if not str(index[name][1]).endswith(WEIGHTLESS)]
-
-
 def _lacking(shelf: Shelf, index: Mapping[str, Any], without: Collection[str], order) -> str | None:
     """The first component that the shelf has no weights or no files of; None where it is complete."""
     for name in components(index):
         if name in without:
             continue
-        needs_weights = name in _networks(index, without)
-        if needs_weights and weight_variant(shelf.paths, name, order) is None:
-            return name
-        if not shelf.has(name):
+        network = shelf.has(f"{name}/config.json")
+        if not shelf.has(name) or (network and weight_variant(shelf.paths, name, order) is None):
             return name
     return None
 
 
-def _take_base(shelf: Shelf, index: Mapping[str, Any], without: set[str], order, small_only: bool) -> Path:
+def _base_files(shelf: Shelf, index: Mapping[str, Any], without: set[str], order, small_only: bool) -> list[str]:
     if small_only:
-        return shelf.take([INDEX, *small_files(path for path in shelf.paths if path.count("/") == 1)])
+        return [INDEX, *small_files(path for path in shelf.paths if path.count("/") == 1)]
     lacking = _lacking(shelf, index, without, order)
     if lacking is not None:
         if shelf.listed is not None and not shelf.listed.complete:
@@ -262,12 +256,12 @@ def _take_base(shelf: Shelf, index: Mapping[str, Any], without: set[str], order,
         variants = " or ".join(f'"{name or "full"}"' for name in order)
         raise ValueError(f'"{shelf.source}" lacks the weights of its {lacking} in the variant {variants}.')
     names = [name for name in components(index) if name not in without]
-    return shelf.take([INDEX, *(path for name in names for path in component_files(shelf.paths, name, order))])
+    return [INDEX, *(path for name in names for path in component_files(shelf.paths, name, order))]
 
 
 def _variant(shelf: Shelf, index: Mapping[str, Any], without: Collection[str], order) -> str | None:
     """The variant that diffusers is told: it takes it where a component has it."""
-    found = [weight_variant(shelf.paths, name, order) for name in _networks(index, without)]
+    found = [weight_variant(shelf.paths, name, order) for name in components(index) if name not in without]
     return next((kind[0] for kind in found if kind is not None and kind[0] is not None), None)
 
 
