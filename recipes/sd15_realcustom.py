@@ -67,7 +67,13 @@ def build_real(base: str, clip: str, shards: str, samples: int, workers: int) ->
         workers=workers,
     )
     return adapter_parts(
-        networks, encoder, build_adapter(networks["unet"], encoder), data, latent_size=64, dtype=torch.bfloat16
+        networks,
+        encoder,
+        build_adapter(networks["unet"], encoder),
+        data,
+        latent_size=64,
+        dtype=torch.bfloat16,
+        base_name=base,
     )
 
 

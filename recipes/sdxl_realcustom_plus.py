@@ -73,7 +73,15 @@ def build_real(base: str, shards: str, samples: int, workers: int) -> Parts:
     )
     adapter = build_adapter(networks["unet"], encoder)
     return adapter_parts(
-        networks, encoder, adapter, data, latent_size=128, dtype=torch.bfloat16, dropout=DROPOUT, min_snr=5.0
+        networks,
+        encoder,
+        adapter,
+        data,
+        latent_size=128,
+        dtype=torch.bfloat16,
+        base_name=base,
+        dropout=DROPOUT,
+        min_snr=5.0,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.attention import installed
 
-from .adapter import AdapterLoss, export_adapter
+from .adapter import TRAINED, AdapterLoss, export_adapter
 from .base import tokenize
 from .conditions import encode_text, encode_text_xl
 from .config import Parts
@@ -33,6 +34,7 @@ def adapter_parts(
     data: Callable,
     latent_size: int,
     dtype: torch.dtype | None = None,
+    base_name: str | None = None,
     **loss,
 ) -> Parts:
     """The parts of an adapter's training: everything frozen but the adapter.
@@ -44,6 +46,7 @@ def adapter_parts(
         data: Feed -> batches.
         latent_size: height and width of the latents.
         dtype: of the frozen U-Net and text encoders; the autoencoder stays as it is. None changes nothing.
+        base_name: hub id or folder of the base, recorded with the exported adapter.
         loss: further arguments of `AdapterLoss`.
     """
     adapter.init_from_text(base["unet"])
@@ -66,7 +69,7 @@ def adapter_parts(
             **loss,
         ),
         data=data,
-        export=export_adapter,
+        export=partial(export_adapter, settings=replace(TRAINED, base=base_name)),
         close=stack.close,
     )
 
