@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import platform
 import threading
@@ -290,12 +289,11 @@ def _defaults(pipeline) -> dict[str, Any]:
     """What a request may leave to the model."""
     height, width = _native_size(pipeline)
     settings = pipeline.call_defaults
-    call = inspect.signature(pipeline.__call__).parameters
     guidance_scale, image_guidance_scale = pipeline.guidance_scales(None, None)
     return {
         "height": settings.height or height,
         "width": settings.width or width,
-        "steps": settings.steps or call["num_inference_steps"].default,
+        "steps": pipeline.default_steps,
         "guidance_scale": guidance_scale,
         "image_guidance_scale": image_guidance_scale,
         "mask_scope": pipeline.default_mask.scope,

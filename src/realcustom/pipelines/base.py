@@ -27,6 +27,7 @@ from realcustom.pipelines.subjects import reference_functions, regions_of
 from realcustom.types import Subject
 
 OWN_COMPONENTS = ("adapter", "reference_encoder")
+STEPS = 25
 # Arguments of diffusers' `from_pretrained` that say where and how to fetch; the environment says so here.
 ENVIRONMENT = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "token"})
 
@@ -138,6 +139,19 @@ class RealCustomMixin:
     def call_defaults(self) -> CallDefaults:
         """What calls take that say nothing themselves: the settings that came with the adapter."""
         return CallDefaults.from_dict(self.config.get("defaults"))
+
+    @property
+    def default_steps(self) -> int:
+        """Denoising steps of calls that give none."""
+        return self.call_defaults.steps or STEPS
+
+    def negative_or_default(self, prompt: str | Sequence[str], negative_prompt):
+        """The negative prompt of a call with subjects: as given, or what came with the adapter, for each prompt."""
+        if negative_prompt is not None:
+            return negative_prompt
+        own = self.call_defaults.negative_prompt
+        own = "" if own is None and self.config.get("released_conditioning") else own
+        return own if own is None or isinstance(prompt, str) else [own] * len(prompt)
 
     @property
     def feature_cache(self) -> FeatureCache:

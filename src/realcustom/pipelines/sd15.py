@@ -59,7 +59,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = EVERYWHERE,
@@ -87,7 +87,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
                 cross_attention_kwargs, clip_skip, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
                 diffusers. A list of generators makes each image independent of its batch. With subjects the callback
                 may ask for "latents" and "masks" and may return new "latents".
-            num_inference_steps: denoising steps.
+            num_inference_steps: denoising steps; None is the adapter's own number, or 25.
             guidance_scale: w (RealCustom++), or w_t when `image_guidance_scale` is given.
             image_guidance_scale: w_i of RealCustom Eq. 13. With neither of the two the adapter's own are taken.
             guidance_interval: shares (low, high) of the steps between which the negative pass is made and guides; only
@@ -103,6 +103,8 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             ValueError: in one sentence, what cannot be used and why.
         """
         rows = as_rows(subjects, prompt)
+        num_inference_steps = num_inference_steps or self.default_steps
+        height, width = height or self.call_defaults.height, width or self.call_defaults.width
         guidance_scale, image_guidance_scale = self.guidance_scales(guidance_scale, image_guidance_scale)
         for row in rows:
             self.check_ready(row, guidance_scale, image_guidance_scale)
@@ -133,6 +135,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             raise ValueError(f"{', '.join(stock)}: not available together with subjects.")
         if prompt is None:
             raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
+        negative_prompt = self.negative_or_default(prompt, negative_prompt)
         if negative_prompt is not None:
             self.texts_for(negative_prompt, self.tokenizer)
         side = self.unet.config.sample_size

@@ -20,7 +20,8 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
 
     `released_conditioning` (saved with the pipeline) feeds the U-Net what the authors' release fed it when subjects
     are given: the pooled text before its projection, and sizes with the width first. Stock SDXL projects the pooled
-    text and puts the height first; adapters converted from the release want the former.
+    text and puts the height first; adapters converted from the release want the former. A missing negative prompt is
+    then the empty one; stock SDXL puts zeros in the place of its embeddings.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->reference_encoder->adapter->unet->vae"
@@ -71,7 +72,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         negative_prompt_2: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = EVERYWHERE,
@@ -95,6 +96,8 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             ValueError: in one sentence, what cannot be used and why.
         """
         rows = as_rows(subjects, prompt)
+        num_inference_steps = num_inference_steps or self.default_steps
+        height, width = height or self.call_defaults.height, width or self.call_defaults.width
         guidance_scale, image_guidance_scale = self.guidance_scales(guidance_scale, image_guidance_scale)
         for row in rows:
             self.check_ready(row, guidance_scale, image_guidance_scale)
@@ -126,6 +129,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             raise ValueError(f"{', '.join(stock)}: not available together with subjects.")
         if prompt is None:
             raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
+        negative_prompt = self.negative_or_default(prompt, negative_prompt)
         self._texts(negative_prompt, negative_prompt_2)
         height = height or self.default_sample_size * self.vae_scale_factor
         width = width or self.default_sample_size * self.vae_scale_factor
@@ -142,8 +146,6 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
         self._cross_attention_kwargs, self._guidance_rescale, self._denoising_end = cross_attention_kwargs, 0.0, None
         guidance = choose_guidance(guidance_scale, image_guidance_scale, guidance_interval)
-        if self.config.released_conditioning and negative_prompt is None:
-            negative_prompt = ""  # stock SDXL reads none as zeros, which the release never does
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
             prompt,
             prompt_2,
