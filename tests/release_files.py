@@ -7,10 +7,16 @@ from pathlib import Path
 import torch
 from conftest import CAPTIONS, build_components, build_xl_components
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 PROJECTOR = "encoder_hidden_states_vision_projection."
 WIDTH = 32  # of each backbone: 16 heads of 2
+CLIP = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24,
+    "image_size": 32, "patch_size": 8, "hidden_act": "gelu",
+}  # fmt: skip
 PATCH = 64  # pixels, so that a view of 384 has 36 tokens instead of 729
 
 
@@ -99,3 +105,56 @@ def build_base(folder: Path, large: bool) -> tuple[Path, object]:
     (folder / "sd_base_1.0.safetensors").write_bytes(b"\0" * 5000)
     (folder / "README.md").write_text("A base model.\n")
     return folder, parts["unet"]
+
+
+def linear_projection(cross: int) -> dict[str, torch.Tensor]:
+    tokens = 4
+    return {
+        "proj.weight": torch.randn(tokens * cross, CLIP["projection_dim"]) * 0.3,
+        "proj.bias": torch.randn(tokens * cross) * 0.3,
+        "norm.weight": torch.randn(cross),
+        "norm.bias": torch.randn(cross),
+    }
+
+
+def resampler(cross: int, hidden: int = 64, tokens: int = 6, depth: int = 4) -> dict[str, torch.Tensor]:
+    """Heads of 64, as diffusers takes for granted; widths and depth as small as they can be."""
+    inner = 128
+    state = {
+        "latents": torch.randn(1, tokens, hidden),
+        "proj_in.weight": torch.randn(hidden, CLIP["hidden_size"]) * 0.3,
+        "proj_in.bias": torch.randn(hidden) * 0.3,
+        "proj_out.weight": torch.randn(cross, hidden) * 0.3,
+        "proj_out.bias": torch.randn(cross) * 0.3,
+        "norm_out.weight": torch.randn(cross),
+        "norm_out.bias": torch.randn(cross),
+    }
+    for index in range(depth):
+        block = f"layers.{index}."
+        for name in ("0.norm1", "0.norm2", "1.0"):
+            state |= {f"{block}{name}.weight": torch.randn(hidden), f"{block}{name}.bias": torch.randn(hidden)}
+        shapes = {"0.to_q": (inner, hidden), "0.to_kv": (2 * inner, hidden), "0.to_out": (hidden, inner)}
+        shapes |= {"1.1": (4 * hidden, hidden), "1.3": (hidden, 4 * hidden)}
+        state |= {f"{block}{name}.weight": torch.randn(shape) * 0.2 for name, shape in shapes.items()}
+    return state
+
+
+def build_ip_adapter(folder: Path, unet, plus: bool, ending: str, name: str = "ip-adapter") -> Path:
+    """The layout of h94/IP-Adapter with random weights that matter; every layer's are different."""
+    torch.manual_seed(5)
+    cross = unet.config.cross_attention_dim
+    attention = {}
+    for number, layer in enumerate(unet.attn_processors):
+        if layer.endswith("attn2.processor"):
+            width = unet.get_submodule(layer.removesuffix(".processor")).to_q.out_features
+            for letter in "kv":
+                attention[f"{number}.to_{letter}_ip.weight"] = torch.randn(width, cross) * 0.3
+    nested = {"image_proj": resampler(cross) if plus else linear_projection(cross), "ip_adapter": attention}
+    file = folder / f"{name}.{ending}"
+    if ending == "bin":
+        torch.save(nested, file)
+    else:
+        save_file({f"{part}.{key}": t for part, state in nested.items() for key, t in state.items()}, file)
+    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP))
+    encoder.save_pretrained(folder / "image_encoder")
+    return file

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from release_files import build_base, build_release
+from release_files import build_base, build_ip_adapter, build_release
 
 from realcustom.hub.names import NAMED
 from realcustom.pictures.png import read_metadata
@@ -208,6 +208,25 @@ def test_models_list_says_what_is_here(realcustom, sdxl, folder, monkeypatch):
     realcustom("models", "get", "sdxl")
     lines = realcustom("models", "list").lines
     assert any("sdxl" in line and "yes" in line.split() for line in lines)
+
+
+def test_sd15_is_ip_adapter_under_the_mask(realcustom, hub, folder, tmp_path):
+    base, unet = build_base(tmp_path / "base", large=False)
+    models = tmp_path / "weights" / "models"
+    models.mkdir(parents=True)
+    build_ip_adapter(models, unet, True, "safetensors", "ip-adapter-plus_sd15")
+    build_ip_adapter(models, unet, False, "bin", "ip-adapter_sd15")
+    hub.repos.update({NAMED["sd15"].base: base, NAMED["sd15"].weights: tmp_path / "weights"})
+    toy = [*TOY[:5], "sd15", "--size", "64x64", "--steps", 2, "--save-masks"]
+    done = realcustom(*toy)
+    assert (done.code, done.lines[0]) == (0, "out.png"), done.error
+    assert "models/ip-adapter_sd15.bin" not in hub.fetched()
+    assert np.asarray(Image.open("out.mask.toy.png")).max() > 0
+    assert read_metadata("out.png")["request"]["guidance_scale"] == 7.5
+    hub.log.clear()
+    assert realcustom("repeat", "out.png").code == 0
+    assert Path("out.png").read_bytes() == Path("out-repeat.png").read_bytes()
+    assert hub.log == []
 
 
 def test_the_environment_names_hub_and_cache(sdxl, folder, tmp_path):

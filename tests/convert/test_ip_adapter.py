@@ -1,83 +1,26 @@
 """IP-Adapter's files under RealCustom's mask: with a full mask they are diffusers' own IP-Adapter."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_components, build_xl_components, picture
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from release_files import build_ip_adapter
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
 from realcustom import Engine, MaskSettings, RealCustomPipeline, RealCustomXLPipeline, Request, Subject
 from realcustom.convert.folder import convert
 from realcustom.encoders.clip_image import crop_pixels
 
-CLIP = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24,
-    "image_size": 32, "patch_size": 8, "hidden_act": "gelu",
-}  # fmt: skip
 EVERYWHERE = MaskSettings(scope=1.0, binary=True, spread=0)
 STEPS, SCALE = 3, 5.0
 ENDINGS = ("bin", "safetensors")
 KINDS = [
     (large, plus, ending) for large in (False, True) for plus in (False, True) for ending in ("bin", "safetensors")
 ]
-
-
-def linear_projection(cross: int) -> dict[str, torch.Tensor]:
-    tokens = 4
-    return {
-        "proj.weight": torch.randn(tokens * cross, CLIP["projection_dim"]) * 0.3,
-        "proj.bias": torch.randn(tokens * cross) * 0.3,
-        "norm.weight": torch.randn(cross),
-        "norm.bias": torch.randn(cross),
-    }
-
-
-def resampler(cross: int, hidden: int = 64, tokens: int = 6, depth: int = 4) -> dict[str, torch.Tensor]:
-    """Heads of 64, as diffusers takes for granted; widths and depth as small as they can be."""
-    inner = 128
-    state = {
-        "latents": torch.randn(1, tokens, hidden),
-        "proj_in.weight": torch.randn(hidden, CLIP["hidden_size"]) * 0.3,
-        "proj_in.bias": torch.randn(hidden) * 0.3,
-        "proj_out.weight": torch.randn(cross, hidden) * 0.3,
-        "proj_out.bias": torch.randn(cross) * 0.3,
-        "norm_out.weight": torch.randn(cross),
-        "norm_out.bias": torch.randn(cross),
-    }
-    for index in range(depth):
-        block = f"layers.{index}."
-        for name in ("0.norm1", "0.norm2", "1.0"):
-            state |= {f"{block}{name}.weight": torch.randn(hidden), f"{block}{name}.bias": torch.randn(hidden)}
-        shapes = {"0.to_q": (inner, hidden), "0.to_kv": (2 * inner, hidden), "0.to_out": (hidden, inner)}
-        shapes |= {"1.1": (4 * hidden, hidden), "1.3": (hidden, 4 * hidden)}
-        state |= {f"{block}{name}.weight": torch.randn(shape) * 0.2 for name, shape in shapes.items()}
-    return state
-
-
-def write_files(folder: Path, unet, plus: bool, ending: str) -> Path:
-    """The layout of h94/IP-Adapter with random weights that matter; every layer's are different."""
-    torch.manual_seed(5)
-    cross = unet.config.cross_attention_dim
-    attention = {}
-    for number, (name, _) in enumerate(unet.attn_processors.items()):
-        if name.endswith("attn2.processor"):
-            width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
-            for letter in "kv":
-                attention[f"{number}.to_{letter}_ip.weight"] = torch.randn(width, cross) * 0.3
-    nested = {"image_proj": resampler(cross) if plus else linear_projection(cross), "ip_adapter": attention}
-    file = folder / f"ip-adapter.{ending}"
-    if ending == "bin":
-        torch.save(nested, file)
-    else:
-        save_file({f"{part}.{name}": t for part, state in nested.items() for name, t in state.items()}, file)
-    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP))
-    encoder.save_pretrained(folder / "image_encoder")
-    return file
 
 
 def stock(large: bool, parts: dict):
@@ -98,7 +41,7 @@ def components(large: bool, tokenizer) -> dict:
 @pytest.mark.parametrize(("large", "plus", "ending"), KINDS)
 def test_a_full_mask_is_diffusers_ip_adapter(large, plus, ending, tokenizer, tmp_path):
     parts = components(large, tokenizer)
-    write_files(tmp_path, parts["unet"], plus, ending)
+    build_ip_adapter(tmp_path, parts["unet"], plus, ending)
     theirs = stock(large, parts)
     theirs.save_pretrained(tmp_path / "base")
     done = convert([tmp_path / f"ip-adapter.{ending}", tmp_path / "image_encoder"], tmp_path / "ours",
@@ -138,7 +81,7 @@ def converted(tokenizer, tmp_path_factory):
     """(base folder, converted folder) of IP-Adapter Plus on the SD v1.5 shape."""
     folder = tmp_path_factory.mktemp("ip")
     parts = components(False, tokenizer)
-    file = write_files(folder, parts["unet"], True, "safetensors")
+    file = build_ip_adapter(folder, parts["unet"], True, "safetensors")
     stock(False, parts).save_pretrained(folder / "base")
     convert([file, folder / "image_encoder"], folder / "ours", unet_config=parts["unet"].config)
     return folder / "base", folder / "ours"
@@ -183,7 +126,7 @@ def test_files_that_do_not_fit_are_refused(change, sentence, tokenizer, tmp_path
     from safetensors.torch import load_file
 
     parts = components(False, tokenizer)
-    file = write_files(tmp_path, parts["unet"], False, "safetensors")
+    file = build_ip_adapter(tmp_path, parts["unet"], False, "safetensors")
     state = load_file(file)
     change(state)
     save_file(state, file)
