@@ -85,8 +85,8 @@ NAMED: dict[str, NamedModel] = {
         roots=("ckpts", ""),
         files=RELEASE,
         pipeline="StableDiffusionXLPipeline",
-        fetch_gb=(13.0, 22.0),
-        memory_gb=9.4,
+        fetch_gb=(12.5, 19.0),
+        memory_gb=9.1,
         licences=("CreativeML Open RAIL++-M", "as its repository says"),
     ),
     "sd15": NamedModel(
