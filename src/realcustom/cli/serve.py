@@ -60,7 +60,7 @@ def serve(
 
         from realcustom.serving.app import create_app
     except ImportError as error:
-        raise ValueError(f"Serving needs more packages ({error.name}): install realcustom with its extra [serve].") from error
+        raise ValueError(f"Serving needs more packages ({error.name}): install with the extra [serve].") from error
     from realcustom.serving.service import Service
 
     if engine is Place.local:
