@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from realcustom.encoders.image import OPENAI, ImageEncoder, ReferenceFeatures, normalise
+from realcustom.encoders.image import OPENAI, ImageEncoder, ReferenceFeatures, normalise, working_device
 from realcustom.pictures.opening import ImageSource, open_image
 
 
@@ -74,7 +74,10 @@ class ClipImageEncoder(ImageEncoder):
     def forward(self, pixels: Tensor) -> ReferenceFeatures:
         """References (R, 3, s, s) in [0, 1] -> features with deep (R, n, c) only."""
         self._check_pixels(pixels)
-        return self._features(normalise(pixels.float(), OPENAI))
+        inputs = normalise(pixels.float(), OPENAI).to(self.dtype)
+        if self.config.patches:
+            return ReferenceFeatures(self.clip(inputs, output_hidden_states=True).hidden_states[-2])
+        return ReferenceFeatures(rearrange(self.clip(inputs).image_embeds, "r c -> r 1 c"))
 
     @torch.no_grad()
     def negative(self, count: int = 1) -> ReferenceFeatures:
@@ -82,13 +85,10 @@ class ClipImageEncoder(ImageEncoder):
         is a grey picture, not a black one."""
         if self.config.patches:
             size = self.pixel_size
-            features = self._features(torch.zeros(1, 3, size, size, device=self.device))
+            # Through `forward`'s hooks, if there are any: it normalises what is one mean away from zeros.
+            mean = torch.tensor(OPENAI[0], device=working_device(self))
+            features = self(mean.view(1, 3, 1, 1).expand(-1, -1, size, size))
         else:
-            features = ReferenceFeatures(torch.zeros(1, 1, self.feature_dim, device=self.device, dtype=self.dtype))
+            shape = (1, 1, self.feature_dim)
+            features = ReferenceFeatures(torch.zeros(shape, device=working_device(self), dtype=self.dtype))
         return features.map(lambda tensor: repeat(tensor, "1 n c -> r n c", r=count))
-
-    def _features(self, normalised: Tensor) -> ReferenceFeatures:
-        inputs = normalised.to(self.dtype)
-        if self.config.patches:
-            return ReferenceFeatures(self.clip(inputs, output_hidden_states=True).hidden_states[-2])
-        return ReferenceFeatures(rearrange(self.clip(inputs).image_embeds, "r c -> r 1 c"))

@@ -75,6 +75,15 @@ class ReferenceFeatures:
         return self.map(lambda tensor: tensor[rows])
 
 
+def working_device(module: nn.Module) -> torch.device:
+    """Where a network computes; with offload its weights lie elsewhere between its calls."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return module.device
+
+
 def cat_features(features: Sequence[ReferenceFeatures]) -> ReferenceFeatures:
     """Join features of one encoder along R."""
     if not features:
@@ -159,12 +168,12 @@ class ImageEncoder(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def encode(self, images: Sequence[ImageSource]) -> ReferenceFeatures:
         """Features of R images (anything `open_image` takes), without gradient."""
-        return self(self.pixels(images).to(self.device))
+        return self(self.pixels(images).to(working_device(self)))
 
     @torch.no_grad()
     def negative(self, count: int = 1) -> ReferenceFeatures:
         """Features of `count` all-zero (black) images: the reference of the negative branch."""
-        black = torch.zeros(1, 3, self.pixel_size, self.pixel_size, device=self.device)
+        black = torch.zeros(1, 3, self.pixel_size, self.pixel_size, device=working_device(self))
         return self(black).map(lambda tensor: repeat(tensor, "1 n c -> r n c", r=count))
 
     def _check_pixels(self, pixels: Tensor) -> None:
