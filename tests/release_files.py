@@ -45,8 +45,8 @@ def timm_weights(
 
 def release_state(unet, whole: bool = True) -> dict[str, Tensor]:
     """A U-Net and RealCustom's weights beside it under the release's names; not `whole`: the latter alone."""
-    from realcustom.models.attention import cross_attention_names
     from realcustom.models.projector import build_projector
+    from realcustom.models.unet import cross_attention_names
 
     torch.manual_seed(1)
     out_dim = unet.config.cross_attention_dim

@@ -14,8 +14,9 @@ from transformers import CLIPImageProcessor
 from realcustom import Engine, MaskSettings, RealCustomPipeline, RealCustomXLPipeline, Request, Subject
 from realcustom.convert.folder import convert
 from realcustom.encoders.clip_image import crop_pixels
+from realcustom.guidance.mask import BinaryMask
 
-EVERYWHERE = MaskSettings(scope=1.0, binary=True, spread=0)
+EVERYWHERE = MaskSettings(scope=1.0, rule=BinaryMask(), spread=0)
 STEPS, SCALE = 3, 5.0
 ENDINGS = ("bin", "safetensors")
 KINDS = [

@@ -13,11 +13,12 @@ from realcustom.convert.folder import convert
 from realcustom.convert.release import SDXL_UNET, split_release_checkpoint, write_encoder
 from realcustom.convert.states import check_keys, read_state
 from realcustom.encoders.image import ReferenceEncoder
-from realcustom.guidance.mask import MaskSettings, released_settings
+from realcustom.guidance.mask import NORMALISATIONS, MaskSettings, Updates
+from realcustom.guidance.records import mask_settings
 from realcustom.hub.settings import AdapterSettings
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
 from realcustom.models.projector import build_projector
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PROJECTOR = "encoder_hidden_states_vision_projection."
@@ -87,7 +88,7 @@ def test_converted_folders_load(state, config, tmp_path, form):
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     adapter = RealCustomAdapter.from_pretrained(tmp_path / "out" / "adapter")
     assert all(torch.equal(t, state[name]) for name, t in unet.state_dict().items())
-    adapter.check_unet(unet)
+    adapter.check(UNetBackbone(unet))
     for name, tensor in adapter.projector.state_dict().items():
         assert torch.equal(tensor, state[PROJECTOR + name])
     for index, name in enumerate(cross_attention_names(unet)):
@@ -208,7 +209,8 @@ def test_the_settings_of_the_release_travel(config, tmp_path):
     defaults = settings.defaults
     side = config["sample_size"] * 8
     assert (defaults.steps, defaults.guidance_scale, defaults.height, defaults.width) == (25, 3.5, side, side)
-    assert MaskSettings(**defaults.mask) == released_settings(scope=0.2)
+    released = {"normalisation": NORMALISATIONS["min-max-per-layer"], "spread": 0, "updates": Updates(until=12)}
+    assert mask_settings(defaults.mask) == MaskSettings(scope=0.2, **released)
     assert "low quality" in defaults.negative_prompt
 
 

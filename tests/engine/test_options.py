@@ -15,6 +15,7 @@ from single_file import original_layout
 from realcustom import Engine, RealCustomPipeline, Request
 from realcustom.engine import loading
 from realcustom.engine.options import LoadOptions, lora_scale
+from realcustom.guidance.mask import RULES, Updates
 from realcustom.hub.settings import AdapterSettings, CallDefaults
 from realcustom.pipelines.samplers import SCHEDULERS, scheduler_named
 
@@ -114,7 +115,7 @@ def test_an_adapter_without_an_encoder_says_what_is_missing(tokenizer, tmp_path)
 def test_settings_travel_with_the_adapter(tiny_model, tmp_path):
     for name in ("adapter", "reference_encoder"):
         (tmp_path / name).symlink_to(tiny_model / name)
-    mask = {"scope": 0.1, "spread": 0, "update_until": 3}
+    mask = {"scope": 0.1, "spread": 0, "rule": "threshold", "updates": {"until": 3}, "word_levels": [0]}
     defaults = CallDefaults(steps=4, height=48, width=96, guidance_scale=2.0, negative_prompt="a cat", mask=mask)
     AdapterSettings(scheduler="unipc", defaults=defaults).save(tmp_path)
     engine = Engine.load(str(tiny_model), adapter=str(tmp_path))
@@ -123,7 +124,8 @@ def test_settings_travel_with_the_adapter(tiny_model, tmp_path):
     assert found == (4, 48, 96, 2.0, "a cat")
     assert resolved.mask_scope == 0.1
     assert type(engine.pipeline.scheduler).__name__ == "UniPCMultistepScheduler"
-    assert engine.pipeline.default_mask.update_until == 3
+    mask = engine.pipeline.default_mask
+    assert (mask.updates, mask.rule, mask.word_levels) == (Updates(until=3), RULES["threshold"], (0,))
     said = engine.resolve(Request(prompt="a dog", subjects={"dog": picture(0)}, steps=9, negative_prompt=""))
     assert (said.steps, said.negative_prompt) == (9, ""), "what a request says counts"
     assert engine.resolve(Request(prompt="a dog")).negative_prompt is None, "without a subject it is the stock call"
@@ -140,7 +142,10 @@ def test_settings_travel_with_the_adapter(tiny_model, tmp_path):
         ({"defaults": {"steps": 0}}, "number of steps must be a whole number"),
         ({"defaults": {"colour": 1}}, "'colour' is no field"),
         ({"speed": 3}, "'speed' is no field"),
-        ({"defaults": {"mask": {"shape": "round"}}}, "mask's settings that came with the adapter"),
+        ({"defaults": {"mask": {"shape": "round"}}}, "'shape' is no setting of the mask"),
+        ({"defaults": {"mask": {"rule": "round"}}}, 'no rule "round"; there are top-share'),
+        ({"defaults": {"mask": {"updates": 3}}}, "updates must look like"),
+        ({"defaults": {"mask": {"scope": "much"}}}, "mask's settings make no sense"),
         ({"scheduler": "fastest"}, 'no scheduler "fastest"'),
     ],
 )

@@ -14,9 +14,12 @@ from realcustom import Engine, Request
 from realcustom.convert.folder import convert
 from realcustom.convert.release import NEGATIVE_PROMPT
 from realcustom.guidance.guidance_scale import SingleScale
-from realcustom.guidance.mask import released_settings
-from realcustom.models.attention import installed
-from realcustom.pipelines.branches import Conditions, Text, denoise
+from realcustom.guidance.mask import NORMALISATIONS, RULES, MaskSettings, Updates
+from realcustom.models.attention import VisualKeysValues
+from realcustom.models.backbone import Text
+from realcustom.models.unet import UNetBackbone
+from realcustom.pipelines.denoise import Conditions, Sampling, denoise
+from realcustom.pipelines.references import FixedReferences
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
 PROMPT, WORD, SEED = "a dog on the beach", "dog", 11
@@ -48,7 +51,9 @@ def released_text(pipe, prompt: str) -> Text:
 def released_loop(pipe, image, negative_prompt: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Latents and the mask of every step."""
     features, black = pipe.reference_encoder.encode([image]), pipe.reference_encoder.negative(1)
-    layers = [[(key[None], value[None]) for key, value in pipe.adapter(each)] for each in (features, black)]
+    references = [
+        VisualKeysValues([(key[None], value[None]) for key, value in pipe.adapter(each)]) for each in (features, black)
+    ]
     ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=77).input_ids
     (position,) = [index for index, token in enumerate(pipe.tokenizer.convert_ids_to_tokens(ids)) if "dog" in token]
     weights = torch.zeros(1, 1, 77)
@@ -59,20 +64,23 @@ def released_loop(pipe, image, negative_prompt: str) -> tuple[torch.Tensor, list
         token_weights=weights,
         strengths=torch.ones(1),
         regions=None,
-        reference=lambda *_: layers[0],
-        negative_reference=lambda *_: layers[1],
+        references=FixedReferences(*references),
     )
     scheduler = RealCustomScheduler()
     scheduler.set_timesteps(25)
     size = (HEIGHT // 8, WIDTH // 8)
     latents = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(SEED))
-    masks = []
-    with installed(pipe.unet, size) as attention:
-        settings = released_settings(scope=0.2)
-        loop = denoise(
-            pipe.unet, scheduler, attention, latents, scheduler.timesteps, conditions, SingleScale(3.5), settings
-        )
-        for step in loop:
+    settings = MaskSettings(
+        scope=0.2,
+        normalisation=NORMALISATIONS["min-max-per-layer"],
+        rule=RULES["top-share"],
+        updates=Updates(until=12),
+        spread=0,
+    )
+    sampling = Sampling(scheduler=scheduler, steps=25, timesteps=scheduler.timesteps, step_kwargs={})
+    backbone, masks = UNetBackbone(pipe.unet), []
+    with backbone.installed():
+        for step in denoise(backbone, sampling, latents, conditions, SingleScale(3.5), settings):
             masks.append(step.masks)
             latents = step.latents
     return latents, masks

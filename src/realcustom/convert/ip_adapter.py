@@ -22,7 +22,7 @@ from realcustom.convert.states import listed, save_model, without_harmless
 from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.hub.settings import AdapterSettings, CallDefaults
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
+from realcustom.models.unet import cross_attention_names
 
 SD15_UNET: dict[str, Any] = {
     "sample_size": 64,

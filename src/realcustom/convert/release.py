@@ -25,8 +25,8 @@ from realcustom.convert.timm import (
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.hub.settings import AdapterSettings, CallDefaults
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
 from realcustom.models.projector import build_projector
+from realcustom.models.unet import cross_attention_names
 
 PROJECTOR = "encoder_hidden_states_vision_projection."
 STRAY = f"{PROJECTOR}scale_value."  # the release has it in some files and reads it in none
@@ -258,6 +258,6 @@ def released_settings(
             width=side,
             guidance_scale=3.5,
             negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
-            mask={"scope": 0.2, "normalisation": "min-max-per-layer", "spread": 0, "update_until": 12},
+            mask={"scope": 0.2, "normalisation": "min-max-per-layer", "spread": 0, "updates": {"until": 12}},
         ),
     )

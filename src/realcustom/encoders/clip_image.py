@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from realcustom.encoders.image import OPENAI, ImageEncoder, ReferenceFeatures, normalise, working_device
+from realcustom.encoders.image import OPENAI, ImageEncoder, ReferenceFeatures, normalise
 from realcustom.pictures.opening import ImageSource, open_image
 
 
@@ -80,15 +80,14 @@ class ClipImageEncoder(ImageEncoder):
         return ReferenceFeatures(rearrange(self.clip(inputs).image_embeds, "r c -> r 1 c"))
 
     @torch.no_grad()
-    def negative(self, count: int = 1) -> ReferenceFeatures:
+    def negative(self, count: int = 1, device: torch.device | None = None) -> ReferenceFeatures:
         """What IP-Adapter's negative branch sees: an embedding of zeros, or the features of an input of zeros, which
         is a grey picture, not a black one."""
+        device = device or self.device
         if self.config.patches:
-            size = self.pixel_size
-            # Through `forward`'s hooks, if there are any: it normalises what is one mean away from zeros.
-            mean = torch.tensor(OPENAI[0], device=working_device(self))
-            features = self(mean.view(1, 3, 1, 1).expand(-1, -1, size, size))
+            # Through `forward`, which normalises the mean to zeros, and so through hooks that bring the weights in.
+            mean = torch.tensor(OPENAI[0], device=device).view(1, 3, 1, 1)
+            features = self(mean.expand(-1, -1, self.pixel_size, self.pixel_size))
         else:
-            shape = (1, 1, self.feature_dim)
-            features = ReferenceFeatures(torch.zeros(shape, device=working_device(self), dtype=self.dtype))
+            features = ReferenceFeatures(torch.zeros((1, 1, self.feature_dim), device=device, dtype=self.dtype))
         return features.map(lambda tensor: repeat(tensor, "1 n c -> r n c", r=count))

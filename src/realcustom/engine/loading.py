@@ -168,6 +168,11 @@ def _lora_file(source: str) -> Path:
     return shelf.take(chosen) / chosen[0]
 
 
+def computing_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with offload its weights lie elsewhere between their uses."""
+    return torch.device(pipeline._execution_device)
+
+
 def resolve_device(device: str | None) -> torch.device:
     """The device of that name, or the best one there is; ValueError if this machine does not have it."""
     if device is None:

@@ -24,7 +24,7 @@ class CallDefaults:
     height, width: in pixels.
     guidance_scale, image_guidance_scale: as in a request; the second belongs to the first.
     negative_prompt: of calls with subjects.
-    mask: changes of `realcustom.guidance.mask.MaskSettings`, by name.
+    mask: as `realcustom.guidance.records.mask_settings` reads it.
     """
 
     steps: int | None = None

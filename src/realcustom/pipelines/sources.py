@@ -109,12 +109,20 @@ def resolve(
     )
 
 
-def load_parts(sources: Sources, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """The components that `sources.parts` names, loaded."""
+def own_sources(adapter: str | None, reference_encoder: str | None) -> dict[str, Path]:
+    """Folders of adapter and reference encoder alone, for a pipeline that has everything else."""
+    found = _adapter_parts(None if adapter is None else open_shelf(adapter, "adapter"))
+    if reference_encoder is not None:
+        found["reference_encoder"] = (open_shelf(reference_encoder, "reference encoder"), "")
+    return {name: _take_part(*place) for name, place in found.items() if name in ("adapter", "reference_encoder")}
+
+
+def load_parts(parts: Mapping[str, Path], dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Components loaded from their folders."""
     options = {} if dtype is None else {"torch_dtype": dtype}
     loaders = {"reference_encoder": load_encoder, "adapter": RealCustomAdapter.from_pretrained}
     loaded: dict[str, Any] = {}
-    for name, folder in sources.parts.items():
+    for name, folder in parts.items():
         if name == "scheduler":
             loaded[name] = _stock_class(folder, "scheduler_config.json").from_pretrained(folder)
         elif name in loaders:
