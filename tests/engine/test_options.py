@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import build_components, picture
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
@@ -243,6 +244,28 @@ def test_loras_that_cannot_be_had(tiny_model, tmp_path, lora):
 def test_offload_needs_an_accelerator(tiny_model):
     with pytest.raises(ValueError, match="on a CPU there is none"):
         Engine.load(str(tiny_model), device="cpu", offload="model")
+
+
+def by_layer(pipe) -> None:
+    """The hooks of sequential offload, for which diffusers itself asks for an accelerator."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"), offload_buffers=True)
+
+
+def by_group(pipe) -> None:
+    pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [by_layer, by_group])
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_xl_model"])
+def test_weights_that_come_and_go_make_the_same_picture(offload, model, request):
+    engine = Engine.load(str(request.getfixturevalue(model)))
+    expected = made(engine)
+    offload(engine.pipeline)
+    engine.pipeline.feature_cache.clear()
+    assert difference(made(engine), expected) == 0
+    assert engine.run(Request(prompt="a dog", steps=1)).metadata[0]["device"] == "cpu"
 
 
 def test_the_best_device_there_is(monkeypatch):
