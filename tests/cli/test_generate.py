@@ -189,7 +189,7 @@ def test_what_only_the_model_knows_is_refused_the_same_way(realcustom, folder, t
         (["convert", "missing.pth", "--out", "ours"], "no checkpoint file"),
         (["convert", "rex.png", "--out", "ours"], "no checkpoint"),
         (["convert", "rex.png", "--out", "rex.png"], "is a file"),
-        (["convert", "rex.png", "--out", "ours", "--dino", "rex.png"], "belong together"),
+        (["convert", ".", "--out", "ours"], "holds no checkpoint"),
         (["models", "show", "nothing-here"], "There is no model"),
         (["train", "nothing-here"], "There is no recipe"),
         (["data", "stickers", "nothing-here"], "There is no folder"),

@@ -192,7 +192,7 @@ def test_a_stock_base_with_an_adapter_folder_equals_the_saved_pipeline(engine, t
         ("some/model", None, "cannot be fetched"),
         (".", None, "no model_index.json"),
         (None, "nothing-here", "There is no adapter"),
-        (None, ".", "cannot be read"),
+        (None, ".", "neither adapter/config.json nor config.json"),
     ],
 )
 def test_models_that_cannot_be_loaded(tiny_model, tmp_path, monkeypatch, model, adapter, sentence):
