@@ -56,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False) or 0
     except TyperException as error:
         code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("Interrupted.", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        # Typer turns an interrupt into Abort; what was said with it is in the cause.
+        said = [str(one) for one in (error, error.__cause__) if isinstance(one, KeyboardInterrupt) and str(one)]
+        code = _fail(said[0] if said else "Interrupted.", 130)
     except BrokenPipeError:
         code = 1
     except OSError as error:
@@ -76,8 +78,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _system(error: OSError) -> str:
-    if error.filename is None or error.strerror is None:
+    if error.strerror is None:
         return str(error)
+    if error.filename is None:
+        return f"{error.strerror}."
     return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."
 
 
