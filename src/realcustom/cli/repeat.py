@@ -36,6 +36,8 @@ def repeat(
     Its references are found by what they show: at their old place, beside the image, in the folders of --references,
     and in the data folder of the studio.
     """
+    if str(image) == ".":
+        raise ValueError("repeat needs the name of a PNG file.")
     out = out or image.with_name(f"{image.stem}-repeat.png")
     check_output(out)
     for folder in references:

@@ -220,7 +220,7 @@ class Engine:
             prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
             if request.negative_prompt is not None:
                 for tokenizer in tokenizers:
-                    self.pipeline.texts_for(request.negative_prompt, tokenizer)
+                    self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt")
             positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
         check_disjoint(positions, request.prompt)
 

@@ -87,9 +87,10 @@ def write_whole(path: str | os.PathLike, data: bytes, replace: bool = True) -> N
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        if not replace:
-            _take_name(path, temporary)
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _move_to_free_name(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -98,14 +99,17 @@ def write_whole(path: str | os.PathLike, data: bytes, replace: bool = True) -> N
         raise
 
 
-def _take_name(path: Path, temporary: Path) -> None:
-    """Make `path` a second name of the temporary file; FileExistsError if there is a file, however recent."""
+def _move_to_free_name(temporary: Path, path: Path) -> None:
+    """Rename; FileExistsError if there is a file, however recent."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without links
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -113,8 +113,9 @@ class RealCustomMixin:
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""
         compile_blocks(self.unet, **options)
 
-    def texts_for(self, prompt, tokenizer) -> list[str]:
-        """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out.
+    def texts_for(self, prompt, tokenizer, what: str = "prompt") -> list[str]:
+        """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out. `what`
+        names them in an error.
 
         Raises:
             ValueError: a prompt is longer than the model reads.
@@ -123,7 +124,7 @@ class RealCustomMixin:
         if isinstance(self, TextualInversionLoaderMixin):
             prompts = [self.maybe_convert_prompt(text, tokenizer) for text in prompts]
         for text in prompts:
-            check_prompt_length(tokenizer, text)
+            check_prompt_length(tokenizer, text, what)
         return prompts
 
     def check_ready(self, subjects: Mapping, guidance_scale: float, image_guidance_scale: float | None) -> None:

@@ -132,7 +132,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         if prompt is None:
             raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
         if negative_prompt is not None:
-            self.texts_for(negative_prompt, self.tokenizer)
+            self.texts_for(negative_prompt, self.tokenizer, "negative prompt")
         side = self.unet.config.sample_size
         default = (side, side) if isinstance(side, int) else side
         height = height or default[0] * self.vae_scale_factor
