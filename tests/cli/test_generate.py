@@ -324,7 +324,7 @@ def test_images_tell_nothing_of_the_disk_and_nothing_at_all_if_asked(realcustom,
 
 def test_repeat_finds_references_by_what_they_show(realcustom, folder, tiny_model):
     """Two references with one name, one of them renamed, each moved elsewhere; a region mask too."""
-    for name, number in (("a", 0), ("b", 5), ("mask", 7)):
+    for name, number in (("a", 3), ("b", 5), ("mask", 7)):
         (folder / name).mkdir()
         picture(number).save(folder / name / "rex.png")
     both = ("--subject", "dog=a/rex.png", "--subject", "dog=b/rex.png", "--region", "dog=mask/rex.png")

@@ -11,6 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from realcustom.cli import batch, characters, convert, data, evaluate, generate, models, repeat, serve, train
+from realcustom.cli.console import Interrupted
+
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 app = typer.Typer(
     name="realcustom",
@@ -54,12 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(app(args=arguments, standalone_mode=False) or 0)
     try:
         code = app(args=arguments, standalone_mode=False) or 0
+        if code == INTERRUPTED:  # Typer ends a command so, without a word
+            _fail("Interrupted.", INTERRUPTED)
     except TyperException as error:
         code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        # Typer turns an interrupt into Abort; what was said with it is in the cause.
-        said = [str(one) for one in (error, error.__cause__) if isinstance(one, KeyboardInterrupt) and str(one)]
-        code = _fail(said[0] if said else "Interrupted.", 130)
+    except Interrupted as error:
+        code = _fail(str(error), INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         code = 1
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
-from realcustom.cli.console import load_engine, quiet, status, stderr_console
+from realcustom.cli.console import Interrupted, load_engine, quiet, status, stderr_console
 from realcustom.cli.options import NoMetadata, Place
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _run(outcomes: Iterator[Outcome], tasks: list[Task], finished: int) -> None:
                 failed += 1
                 typer.echo(f"{outcome.id} (line {outcome.line}): {outcome.error}", err=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+        raise Interrupted(
             f"Interrupted: {done - failed} of {len(tasks)} jobs are made, and every image made so far is written; "
             "the same command goes on."
         ) from None

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from realcustom.types import Progress
 
 
+class Interrupted(Exception):
+    """Ctrl-C ended a command; says what is done and how to go on."""
+
+
 def stderr_console() -> Console:
     """Where progress goes: stdout is kept for the names of the files written."""
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from realcustom.cli.console import step_bar
+from realcustom.cli.console import Interrupted, step_bar
 from realcustom.engine.requests import Reference, parts_of
 from realcustom.pictures.overlays import mask_image, overlay, slugs
 from realcustom.pictures.png import write_png
@@ -107,7 +107,7 @@ def make_images(engine: Engine, request: Request, outputs: Outputs, title: str) 
     """Make the images of a request batch by batch behind a bar, write each batch at once, and print the paths.
 
     Raises:
-        KeyboardInterrupt: says how many images are written, and how the others can be made.
+        Interrupted: Ctrl-C; says how many images are written, and how the others can be made.
     """
     written = 0
     request = engine.resolve(request)
@@ -122,7 +122,7 @@ def make_images(engine: Engine, request: Request, outputs: Outputs, title: str) 
         count = request.num_images
         rest = f"; --seed {request.image_seed(written)} --num-images {count - written} makes the others"
         told = f"Interrupted: {written} of {count} images are written{rest if 0 < written < count else ''}."
-        raise KeyboardInterrupt(told) from None
+        raise Interrupted(told) from None
 
 
 def _shifted(show, done: int, request: Request):

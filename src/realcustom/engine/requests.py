@@ -209,5 +209,5 @@ def _recorded_places(path: str | None, search: PictureSearch) -> list[Path]:
     if path is None or "://" in path:
         return []
     whole = Path(os.path.expanduser(path))
-    places = [whole, *(folder / part for folder in search.beside for part in (whole, whole.name))]
+    places = [whole, *(folder / whole for folder in search.beside)]
     return [place for place in dict.fromkeys(places) if place.is_file()]
