@@ -47,6 +47,7 @@ def test_whole_pixels_beside_broken_metadata_are_opened(name):
     assert np.array_equal(pixels(case(name)), pixels(case("look_srgb.png")))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_jpeg_with_a_broken_exif_block_is_opened():
     image = open_image(case("look_srgb.png"))
     whole = pixels(stored(image, "JPEG"))

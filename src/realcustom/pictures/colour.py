@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -127,8 +128,10 @@ def _profile_of(image: Image.Image) -> bytes | None:
 def _is_camera_adobe_rgb(image: Image.Image) -> bool:
     """Whether a camera says so, without a profile (DCF 2.0: colour space "uncalibrated", interoperability "R03")."""
     try:
-        exif = image.getexif()
-        return exif.get_ifd(0x8769).get(0xA001) == 0xFFFF and str(exif.get_ifd(0xA005).get(1))[:3] == "R03"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Pillow, about the block
+            exif = image.getexif()
+            return exif.get_ifd(0x8769).get(0xA001) == 0xFFFF and str(exif.get_ifd(0xA005).get(1))[:3] == "R03"
     except Exception:  # damaged blocks raise many types
         return False
 

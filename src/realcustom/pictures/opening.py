@@ -89,6 +89,7 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
         # Pillow's own, larger limit warns or raises while opening; ours below is the one that counts.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # about metadata that cannot be read
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has more than {MAX_PIXELS // 2**20} megapixels.") from error
@@ -145,7 +146,9 @@ def _read_heif(name: str) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """A copy, turned as its EXIF says; a block that cannot be read turns nothing, since the pixels are whole."""
     try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Pillow, about the block
+            turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
     except Exception:  # damaged blocks raise many types
         turn = None
     return image.copy() if turn is None else image.transpose(turn)
