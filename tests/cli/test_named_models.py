@@ -138,10 +138,10 @@ def test_newer_weights_come_when_they_are_asked_for(realcustom, sdxl, folder, re
     (repositories[SDXL.weights] / "news.txt").write_text("news")
     try:
         assert sdxl.commit(SDXL.weights) != old
-        realcustom(*TOY)
+        realcustom(*TOY, "--overwrite")
         assert read_metadata("out.png")["model"]["revision"].endswith(old), "a picture does not change by itself"
         realcustom("models", "get", "sdxl")
-        realcustom(*TOY)
+        realcustom(*TOY, "--overwrite")
         assert read_metadata("out.png")["model"]["revision"].endswith(sdxl.commit(SDXL.weights))
     finally:
         (repositories[SDXL.weights] / "news.txt").unlink()

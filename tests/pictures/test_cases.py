@@ -14,7 +14,7 @@ from realcustom.batch.jobs import read_jobs
 from realcustom.pictures.colour import ADOBE_RGB, D65, SRGB, grey_to_uint8, matrix_profile
 from realcustom.pictures.content import pixels_sha256
 from realcustom.pictures.masks import mask_picture, open_mask
-from realcustom.pictures.opening import open_image
+from realcustom.pictures.opening import accepted_formats, open_image
 from realcustom.pictures.png import png_bytes
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -196,17 +196,25 @@ def test_a_phone_photograph_has_a_sentence_of_its_own(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    accepted_formats.cache_clear()
     with pytest.raises(ValueError, match=r"photo\.heic is a HEIC photograph, which needs: pip install"):
         open_image(case("photo.heic"))
 
 
 def test_with_the_extra_a_phone_photograph_is_handed_to_pillow(monkeypatch):
     registered = []
-    plugin = types.SimpleNamespace(register_heif_opener=lambda: registered.append(True))
-    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    accepted_formats.cache_clear()
+
+    def register():
+        registered.append(True)
+        monkeypatch.setitem(Image.OPEN, "HEIF", (lambda *_: None, lambda prefix: False))
+        monkeypatch.setattr(Image, "ID", [*Image.ID, "HEIF"])
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
     with pytest.raises(ValueError, match=r"photo\.heic is not an image that can be read"):
         open_image(case("photo.heic"))
     assert registered
+    accepted_formats.cache_clear()
 
 
 def test_floating_point_colour_in_a_tiff_has_a_sentence():

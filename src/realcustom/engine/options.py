@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from os import PathLike, fspath
 from typing import Any
 
 from realcustom.hub.places import located
@@ -58,6 +59,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
+            if isinstance(value, PathLike):
+                object.__setattr__(self, entry.name, value := fspath(value))
             if entry.name not in ("lora", "compiled", "vae_tiling") and value is not None:
                 text(f"The {entry.name.replace('_', ' ')}", value)
         if self.offload is not None and self.offload not in OFFLOADS:

@@ -84,7 +84,7 @@ def accepted_formats() -> tuple[str, ...]:
     except ImportError:
         return FORMATS
     register_heif_opener()
-    return (*FORMATS, "HEIF")
+    return (*FORMATS, "HEIF") if "HEIF" in Image.OPEN else FORMATS
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
