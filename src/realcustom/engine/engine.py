@@ -42,8 +42,8 @@ class Engine:
         self.batch_size = batch_size or (1 if computing_device(pipeline).type == "cpu" else 4)
         # Reentrant: a preview is decoded from within the run that it shows.
         self._lock = threading.RLock()
-        # Tokenizers of their own, because one that is in use by a run cannot be asked by another thread.
-        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in pipeline.tokenizers]
+        self._tokenizers: list[Any] = []
+        self._added: list[dict[str, int]] = []
         self._tokenizing = threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
@@ -220,14 +220,23 @@ class Engine:
             )
 
     def _check_prompt(self, request: Request) -> None:
-        tokenizers = self._tokenizers
         with self._tokenizing:
+            tokenizers = self._own_tokenizers()
             prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
             if request.negative_prompt is not None:
                 for tokenizer in tokenizers:
-                    self.pipeline.texts_for(request.negative_prompt, tokenizer)
+                    self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt")
             positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
         check_disjoint(positions, request.prompt)
+
+    def _own_tokenizers(self) -> list[Any]:
+        """Copies of the pipeline's tokenizers, because one that is in use by a run cannot be asked by another thread;
+        made anew whenever textual inversions were loaded or removed."""
+        tokenizers = self.pipeline.tokenizers
+        added = [tokenizer.get_added_vocab() for tokenizer in tokenizers]
+        if added != self._added or not self._tokenizers:
+            self._tokenizers, self._added = copy.deepcopy(tokenizers), added
+        return self._tokenizers
 
     def _metadata(self, request: Request) -> dict[str, Any]:
         packages = ("torch", "diffusers", "transformers")
