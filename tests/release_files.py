@@ -141,6 +141,7 @@ def resampler(cross: int, hidden: int = 64, tokens: int = 6, depth: int = 4) -> 
 
 def build_ip_adapter(folder: Path, unet, plus: bool, ending: str, name: str = "ip-adapter") -> Path:
     """The layout of h94/IP-Adapter with random weights that matter; every layer's are different."""
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(5)
     cross = unet.config.cross_attention_dim
     attention = {}

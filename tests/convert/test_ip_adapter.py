@@ -106,6 +106,19 @@ def test_words_subjects_regions_and_strengths_work_on_top(converted):
     assert np.abs(np.asarray(result.images[0], int) - np.asarray(without.images[0], int)).max() > 2
 
 
+def test_a_pickle_beside_the_same_safetensors_is_left_alone(tokenizer, tmp_path):
+    unet = components(False, tokenizer)["unet"]
+    for ending in ENDINGS:
+        build_ip_adapter(tmp_path / "files", unet, False, ending)
+    encoder = tmp_path / "files" / "image_encoder"
+    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(1)}, encoder / "pytorch_model.bin")
+    done = convert([tmp_path / "files"], tmp_path / "ours", unet_config=unet.config)
+    assert done.parts == ("adapter", "reference_encoder")
+    build_ip_adapter(tmp_path / "files", unet, True, "bin", "ip-adapter-plus")
+    with pytest.raises(ValueError, match="are both IP-Adapter: name only one"):
+        convert([tmp_path / "files"], tmp_path / "more", unet_config=unet.config)
+
+
 def test_the_settings_say_what_it_is(converted):
     _, ours = converted
     settings = json.loads((ours / "pipeline.json").read_text())

@@ -79,6 +79,7 @@ def test_components_of_an_index():
         ("toys", None),
         ("me/../secret", None),
         ("me/toys/../../etc", None),
+        ("me/toys@../../etc", None),
         ("https://hub/me/toys", None),
         ("me/toys@", None),
     ],

@@ -36,7 +36,7 @@ def list_models() -> None:
     from realcustom.convert.named import known
 
     table = Table("model", "what it is", "to fetch", "weights", "licence", "here")
-    table.add_row("miniature", "small stickers of a few words, on any CPU", "-", "0.1 GB", "Apache-2.0", "yes")
+    table.add_row("miniature", "small stickers of a few words, on any CPU", "-", "0.03 GB", "Apache-2.0", "yes")
     for name, named in NAMED.items():
         here = "yes" if known(name) is not None else "no"
         licences = " / ".join(dict.fromkeys(named.licences))

@@ -83,7 +83,8 @@ def checkpoint_files(sources: Iterable[Path | str]) -> list[Path]:
     files: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(path for path in source.rglob("*") if path.suffix in ENDINGS and path.is_file())
+            inside = [path for path in source.rglob("*") if path.suffix in ENDINGS and path.is_file()]
+            inside.sort(key=lambda path: (path.suffix != ".safetensors", path))  # before the same as a pickle
             if not inside:
                 raise ValueError(f"{source} holds no checkpoint: no file that ends in {', '.join(ENDINGS)}.")
             files += inside
@@ -100,6 +101,12 @@ def kind_of(keys: Iterable[str]) -> str | None:
     return next((kind for kind, fits in KINDS.items() if fits(names)), None)
 
 
+def _is_twin(first: Path, second: Path) -> bool:
+    """Whether the second is the pickle beside the first, a safetensors file: model.safetensors, pytorch_model.bin."""
+    stems = {file.stem.removeprefix("pytorch_") for file in (first, second)}
+    return first.parent == second.parent and first.suffix == ".safetensors" != second.suffix and len(stems) == 1
+
+
 def find(files: Iterable[Path | str]) -> Found:
     """The files sorted by what their keys say they are.
 
@@ -114,6 +121,8 @@ def find(files: Iterable[Path | str]) -> Found:
             found.notes.append(f"{file.name} is left out: its {len(state)} keys belong to nothing that is needed.")
         elif kind == "text encoder":
             found.notes.append(f"{file.name} is left out: it is a text encoder, and the base model brings its own.")
+        elif kind in found.states and _is_twin(found.files[kind], file):
+            continue
         elif kind in found.states:
             raise ValueError(f"{found.files[kind]} and {file} are both {kind}: name only one of them.")
         else:

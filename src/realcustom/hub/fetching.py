@@ -62,6 +62,8 @@ def listing(repo: str, revision: str = "main") -> Listing:
     """
     from huggingface_hub import HfApi, constants
 
+    if ".." in revision.split("/"):
+        raise ValueError(f'"{revision}" is no revision: it names a branch, a tag or a commit.')
     if constants.HF_HUB_OFFLINE:
         return _cached(repo, revision, offline_sentence(repo))
     with told_apart(repo, revision):

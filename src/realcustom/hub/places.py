@@ -27,7 +27,7 @@ class HubPlace:
     def read(cls, text: str) -> HubPlace | None:
         """The place that a text names, or None where it has another form."""
         match = HUB.fullmatch(text)
-        if match is None or ".." in text.split("/"):
+        if match is None or ".." in re.split("[/@]", text):
             return None
         return cls(match["repo"], match["folder"] or "", match["revision"] or "main")
 

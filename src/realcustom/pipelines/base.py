@@ -25,12 +25,10 @@ from realcustom.models.backbone import Text
 from realcustom.models.compiled import compile_blocks
 from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.callbacks import StepTensors
-from realcustom.pipelines.components import OWN_COMPONENTS, checked, load_components, split_names
 from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise
+from realcustom.pipelines.loading import OWN_COMPONENTS, LoadingMixin
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
 from realcustom.pipelines.references import fixed_references, scored_references
-from realcustom.pipelines.samplers import scheduler_named
-from realcustom.pipelines.sources import Sources, load_parts, resolve
 from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.types import Subject
 
@@ -86,63 +84,8 @@ class Prompts:
     images: int
 
 
-class RealCustomMixin:
+class RealCustomMixin(LoadingMixin):
     """Adds subjects to a stock diffusers text-to-image pipeline."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a pipeline from a folder, a hub id, or the name of a bundled or real model.
-
-        Args:
-            pretrained_model_name_or_path: a saved RealCustom pipeline, or any stock base model of the family
-                together with `adapter`.
-            kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids
-                (owner/name[/folder...][@revision]). A converted or exported adapter brings its encoder and settings.
-
-        Raises:
-            ValueError: in one sentence, what cannot be had, or that the adapter does not fit the base model.
-        """
-        return cls._from_names(str(pretrained_model_name_or_path), None, kwargs)
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path, **kwargs):
-        """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`.
-
-        With `config`, a folder or hub id in diffusers' layout, the file is read as a model of its shape.
-        """
-        if "config" not in kwargs:
-            return checked(super().from_single_file(pretrained_model_link_or_path, **load_components(kwargs)))
-        named = {name: value for name, value in kwargs.items() if name not in ("config", "local_files_only")}
-        return cls._from_names(str(kwargs["config"]), str(pretrained_model_link_or_path), named)
-
-    @classmethod
-    def from_pipe(cls, pipeline, **kwargs):
-        """Share the networks of another pipeline; `adapter` and `reference_encoder` as in `from_pretrained`."""
-        return checked(super().from_pipe(pipeline, **load_components(kwargs)))
-
-    @classmethod
-    def _from_names(cls, model: str, base_file: str | None, kwargs: Mapping[str, Any]):
-        names, kwargs = split_names(kwargs)
-        given = [name for name, value in kwargs.items() if value is not None]
-        return cls.from_sources(resolve(model, **names, base_file=base_file, given=given), **kwargs)
-
-    @classmethod
-    def from_sources(cls, sources: Sources, **kwargs):
-        """Load a pipeline whose files `realcustom.pipelines.sources.resolve` has found; `kwargs` as diffusers'."""
-        kwargs = {**load_parts(sources.parts, kwargs.get("torch_dtype", kwargs.get("dtype"))), **kwargs}
-        settings = sources.settings
-        if "adapter" in sources.parts:
-            known = inspect.signature(cls.__init__).parameters
-            own = {"defaults": settings.defaults.to_dict(), "released_conditioning": settings.released_conditioning}
-            kwargs = {**{name: value for name, value in own.items() if name in known and value}, **kwargs}
-        if sources.base_file is None:
-            pipe = super().from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
-        else:
-            base = str(sources.base)
-            pipe = super().from_single_file(str(sources.base_file), config=base, local_files_only=True, **kwargs)
-        if settings.scheduler is not None and "scheduler" not in kwargs:
-            pipe.scheduler = scheduler_named(settings.scheduler, pipe.scheduler)
-        return checked(pipe)
 
     @property
     def call_defaults(self) -> CallDefaults:
