@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -32,9 +32,11 @@ from scenes import SIZES, Extent, Scene, build_scene
 from realcustom.engine.presets import PRESETS, Preset, few_step_solver
 from realcustom.guidance.guidance_scale import SingleScale
 from realcustom.guidance.mask import MaskSettings
-from realcustom.models.attention import installed
+from realcustom.models.attention import VisualKeysValues
 from realcustom.models.compiled import compile_blocks
-from realcustom.pipelines.branches import Conditions, denoise
+from realcustom.models.unet import UNetBackbone
+from realcustom.pipelines.denoise import Conditions, Sampling, denoise
+from realcustom.pipelines.references import FixedReferences
 
 SCALE, SCOPE = 3.5, 0.25
 RECORDED = ("size", "steps", "timed_steps", "rounds", "dtype", "subjects", "images")
@@ -72,27 +74,23 @@ def ours(scene: Scene, steps: int, preset: Preset, mask: MaskSettings) -> Iterat
     scheduler = few_step_solver(scene.make_scheduler()) if preset.solver else scene.make_scheduler()
     steps = preset.steps or steps
     scheduler.set_timesteps(steps, device=scene.latents.device)
-    positive, negative = (
-        [(key[None], value[None]) for key, value in scene.adapter(features)]
-        for features in (scene.features, scene.zero_features)
-    )
+    positive = VisualKeysValues([(key[None], value[None]) for key, value in scene.adapter(scene.features)])
+    zero = [(key[None], value[None]) for key, value in scene.adapter(scene.zero_features.select([0]))]
     conditions = Conditions(
         text=scene.text,
         negative=scene.negative,
         token_weights=scene.token_weights,
         strengths=torch.ones(scene.token_weights.shape[1], device=scene.latents.device),
         regions=None,
-        reference=lambda *_: positive,
-        negative_reference=lambda *_: negative,
+        references=FixedReferences(positive, VisualKeysValues(zero)),
     )
-    settings = replace(mask, **preset.mask_changes(steps))
     guidance = SingleScale(SCALE, preset.guidance_interval)
     latents = scene.latents * scheduler.init_noise_sigma
-    with installed(scene.unet, tuple(latents.shape[-2:])) as attention:
-        made = denoise(
-            scene.unet, scheduler, attention, latents, scheduler.timesteps, conditions, guidance, settings
-        )  # fmt: skip
-        for step in made:
+    sampling = Sampling(scheduler=scheduler, steps=steps, timesteps=scheduler.timesteps, step_kwargs={})
+    backbone = UNetBackbone(scene.unet)
+    with backbone.installed():
+        loop = denoise(backbone, sampling, latents, conditions, guidance, preset.mask(mask, steps))
+        for step in loop:
             yield step.latents
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from realcustom.models.attention import cross_attention_names
+from realcustom.models.unet import cross_attention_names
 
 
 class PlainState:

@@ -16,7 +16,7 @@ from torch import nn
 from realcustom.convert.release import SDXL_UNET
 from realcustom.encoders.image import DINOV2_LARGE, SIGLIP_SO400M, ReferenceEncoder, ReferenceFeatures
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def build(projector_kind: str) -> tuple[UNet2DConditionModel, RealCustomAdapter,
         encoder = ReferenceEncoder(SIGLIP_SO400M, DINOV2_LARGE)
         width = unet.config.cross_attention_dim
         projector = {"kind": projector_kind, "vision_dim": encoder.feature_dim, "out_dim": width}
-        adapter = RealCustomAdapter.for_unet(unet, projector)
+        adapter = RealCustomAdapter.for_backbone(UNetBackbone(unet), projector)
     # diffusers' own `to` warns about modules to keep in float32 even where there are none, as here.
     return tuple(nn.Module.to(network, torch.bfloat16) for network in (unet, adapter, encoder))
 

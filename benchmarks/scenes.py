@@ -12,7 +12,8 @@ from torch import Tensor
 from realcustom.convert.release import SDXL_UNET
 from realcustom.encoders.image import ReferenceFeatures
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.pipelines.branches import Text, mask_grid
+from realcustom.models.backbone import Text
+from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
 TEXT_TOKENS = 77
@@ -47,7 +48,7 @@ class Scene:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the mask."""
-        return mask_grid(self.unet, tuple(self.latents.shape[-2:]))
+        return UNetBackbone(self.unet).mask_grid(self.latents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,9 @@ def random_text(unet, images: int, at: dict) -> Text:
 
 def finished(unet, projector: dict, device, dtype) -> tuple[UNet2DConditionModel, RealCustomAdapter]:
     """The U-Net with an adapter, both frozen and in place."""
-    adapter = RealCustomAdapter.for_unet(unet, projector)
-    adapter.init_from_text(unet)
+    backbone = UNetBackbone(unet)
+    adapter = RealCustomAdapter.for_backbone(backbone, projector)
+    adapter.init_from_text(backbone)
     return placed(unet, device, dtype), placed(adapter, device, dtype)
 
 

@@ -13,11 +13,12 @@ from diffusers import StableDiffusionPipeline
 
 from realcustom.encoders.image import ClipReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.unet import UNetBackbone
 from realcustom.training.backbones import adapter_parts, load_base, random_data
 from realcustom.training.base import tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, constant
 from realcustom.training.curriculum import reconstruction_only
-from realcustom.training.dry import IMAGE_SIZE, LATENT_SIZE, dry_base, dry_clip_encoder
+from realcustom.training.dry import IMAGE_SIZE, dry_base, dry_clip_encoder
 from realcustom.training.streams import Framing, stream_batches
 
 
@@ -66,23 +67,21 @@ def build_real(base: str, clip: str, shards: str, samples: int, workers: int) ->
         samples=samples,
         workers=workers,
     )
-    return adapter_parts(
-        networks, encoder, build_adapter(networks["unet"], encoder), data, latent_size=64, dtype=torch.bfloat16
-    )
+    return adapter_parts(networks, encoder, build_adapter(networks["unet"], encoder), data, dtype=torch.bfloat16)
 
 
 def build_dry() -> Parts:
     """The same layout with random weights."""
     networks, encoder = dry_base(), dry_clip_encoder()
     data = random_data(networks["tokenizer"], IMAGE_SIZE, encoder.pixel_size)
-    return adapter_parts(networks, encoder, build_adapter(networks["unet"], encoder), data, latent_size=LATENT_SIZE)
+    return adapter_parts(networks, encoder, build_adapter(networks["unet"], encoder), data)
 
 
 def build_adapter(unet, encoder) -> RealCustomAdapter:
     """Plain tokens in front of the scoring module."""
     width = unet.config.cross_attention_dim
-    return RealCustomAdapter.for_unet(
-        unet,
+    return RealCustomAdapter.for_backbone(
+        UNetBackbone(unet),
         projector={"kind": "plain", "vision_dim": encoder.feature_dim, "out_dim": width},
         scoring={"feature_dim": width, "text_dim": width, "latent_channels": unet.config.in_channels},
     )

@@ -14,12 +14,13 @@ from diffusers import StableDiffusionXLPipeline
 
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.unet import UNetBackbone
 from realcustom.training.adapter import Dropout
 from realcustom.training.backbones import adapter_parts, load_base, random_data
 from realcustom.training.base import tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, constant
 from realcustom.training.curriculum import Curriculum
-from realcustom.training.dry import IMAGE_SIZE, LATENT_SIZE, dry_base_xl, dry_reference_encoder
+from realcustom.training.dry import IMAGE_SIZE, dry_base_xl, dry_reference_encoder
 from realcustom.training.streams import Framing, stream_batches
 
 DROPOUT = Dropout(text=0.05, reference=0.05, both=0.05)
@@ -72,9 +73,7 @@ def build_real(base: str, shards: str, samples: int, workers: int) -> Parts:
         stream_batches, pattern=shards, framing=framing, curriculum=Curriculum(), samples=samples, workers=workers
     )
     adapter = build_adapter(networks["unet"], encoder)
-    return adapter_parts(
-        networks, encoder, adapter, data, latent_size=128, dtype=torch.bfloat16, dropout=DROPOUT, min_snr=5.0
-    )
+    return adapter_parts(networks, encoder, adapter, data, dtype=torch.bfloat16, dropout=DROPOUT, min_snr=5.0)
 
 
 def build_dry() -> Parts:
@@ -82,11 +81,11 @@ def build_dry() -> Parts:
     networks, encoder = dry_base_xl(), dry_reference_encoder()
     data = random_data(networks["tokenizer"], IMAGE_SIZE, encoder.pixel_size)
     adapter = build_adapter(networks["unet"], encoder)
-    return adapter_parts(networks, encoder, adapter, data, latent_size=LATENT_SIZE, dropout=DROPOUT, min_snr=5.0)
+    return adapter_parts(networks, encoder, adapter, data, dropout=DROPOUT, min_snr=5.0)
 
 
 def build_adapter(unet, encoder) -> RealCustomAdapter:
     """The cross-layer cross-scale projector as the paper describes it."""
     width = unet.config.cross_attention_dim
     projector = {"kind": "cross-layer-cross-scale", "vision_dim": encoder.feature_dim, "out_dim": width}
-    return RealCustomAdapter.for_unet(unet, projector=projector)
+    return RealCustomAdapter.for_backbone(UNetBackbone(unet), projector=projector)

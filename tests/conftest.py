@@ -125,6 +125,7 @@ def build_reference_encoder():
 
 def build_adapter(unet: UNet2DConditionModel, reference_encoder, kind: str = "deep"):
     from realcustom.models.adapter import RealCustomAdapter
+    from realcustom.models.unet import UNetBackbone
 
     projector = {
         "kind": kind,
@@ -132,8 +133,9 @@ def build_adapter(unet: UNet2DConditionModel, reference_encoder, kind: str = "de
         "out_dim": unet.config.cross_attention_dim,
         "hidden_dim": 64,
     }
-    adapter = RealCustomAdapter.for_unet(unet, projector=projector)
-    adapter.init_from_text(unet)
+    backbone = UNetBackbone(unet)
+    adapter = RealCustomAdapter.for_backbone(backbone, projector=projector)
+    adapter.init_from_text(backbone)
     return adapter
 
 

@@ -208,12 +208,14 @@ class Result:
     masks: target word -> float array (steps, num_images, h, w) in [0, 1], the guidance mask of every step.
     metadata: one JSON-ready dict per image, everything needed to make that image again by itself.
     request: the request with the model's defaults filled in.
+    flagged: for every image whether the model's safety checker refused it: it is black then.
     """
 
     images: tuple[Any, ...]
     masks: Mapping[str, Any]
     metadata: tuple[Mapping[str, Any], ...]
     request: Request
+    flagged: tuple[bool, ...] = ()
 
 
 def _subjects(value: Any) -> dict[str, Subject]:

@@ -99,7 +99,7 @@ def test_models_export_makes_a_model(realcustom, folder):
 
 def release_file(components: dict, path: Path) -> None:
     """A checkpoint in the release's key layout, made of tiny components."""
-    from realcustom.models.attention import cross_attention_names
+    from realcustom.models.unet import cross_attention_names
 
     adapter, unet = components["adapter"], components["unet"]
     state = dict(unet.state_dict())

@@ -19,8 +19,8 @@ from realcustom.convert.release import (
 )
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
 from realcustom.models.projector import build_projector
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PROJECTOR = "encoder_hidden_states_vision_projection."
@@ -90,7 +90,7 @@ def test_converted_folders_load(state, config, tmp_path, form):
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     adapter = RealCustomAdapter.from_pretrained(tmp_path / "out" / "adapter")
     assert all(torch.equal(t, state[name]) for name, t in unet.state_dict().items())
-    adapter.check_unet(unet)
+    adapter.check(UNetBackbone(unet))
     for name, tensor in adapter.projector.state_dict().items():
         assert torch.equal(tensor, state[PROJECTOR + name])
     for index, name in enumerate(cross_attention_names(unet)):

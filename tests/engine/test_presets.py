@@ -32,7 +32,7 @@ def test_a_preset_makes_the_documented_passes_and_finite_images(engine, referenc
     preset, passes = PRESETS[name], Passes(engine.pipeline.unet)
     own = engine.pipeline.scheduler
     result = engine.run(Request(prompt=PROMPT, subjects={"dog": reference_image}, preset=name))
-    settings = MaskSettings(**preset.mask_changes(preset.steps))
+    settings = preset.mask(MaskSettings(), preset.steps)
     updates = sum(settings.updates(step) for step in range(preset.steps))
     assert passes.images == preset.passes(preset.steps, updates)
     assert passes.calls == preset.steps + updates
@@ -46,7 +46,7 @@ def test_documented_numbers():
     counts = {}
     for name, preset in PRESETS.items():
         steps = preset.steps or 25
-        updates = sum(MaskSettings(**preset.mask_changes(steps)).updates(step) for step in range(steps))
+        updates = sum(preset.mask(MaskSettings(), steps).updates(step) for step in range(steps))
         counts[name] = (steps, updates, preset.passes(steps, updates))
     assert counts == {"exact": (25, 25, 75), "fast": (14, 5, 31), "turbo": (6, 2, 13)}
 

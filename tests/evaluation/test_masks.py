@@ -56,7 +56,7 @@ def test_scores_do_not_depend_on_the_batch(sticker_model, world):
 
 
 def test_the_sweep_covers_levels_and_spreads(tiny_pipeline):
-    variants = sweep(tiny_pipeline.unet, MaskSettings())
+    variants = sweep(tiny_pipeline.backbone(), MaskSettings())
     assert {settings.spread for settings in variants.values()} >= {0, 1, 2}
     assert len({str(settings) for settings in variants.values()}) == len(variants)
 

@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realcustom.guidance.attention_maps import SelfMaps, WordMaps, check_levels, word_maps
-from realcustom.guidance.mask import NORMALISATIONS, MaskSettings, guidance_mask, released_settings
+from realcustom.guidance.mask import (
+    NORMALISATIONS,
+    RULES,
+    AveragedMask,
+    BinaryMask,
+    MaskSettings,
+    Updates,
+    fresh,
+    guidance_mask,
+    largest_share,
+)
 
 maps = st.builds(
     lambda seed, batch, subjects, height, width: torch.rand(
@@ -21,9 +31,8 @@ maps = st.builds(
 mask_settings = st.builds(
     MaskSettings,
     scope=st.floats(0.01, 1.0),
-    normalisation=st.sampled_from(list(NORMALISATIONS)),
-    selection=st.sampled_from(["top-share", "threshold"]),
-    binary=st.booleans(),
+    normalisation=st.sampled_from(list(NORMALISATIONS.values())),
+    rule=st.sampled_from(list(RULES.values())),
 )
 
 
@@ -35,10 +44,10 @@ def test_range_scope_and_no_shared_position(scores, chosen):
     assert mask.min() >= 0
     assert mask.max() <= 1
     assert ((mask > 0).sum(dim=1) <= 1).all()
-    if chosen.selection == "top-share":
+    if chosen.rule.keep is largest_share:
         cells = scores.shape[-1] * scores.shape[-2]
-        assert ((mask > 0).sum(dim=(-2, -1)) <= int(cells * chosen.scope)).all()
-    if chosen.binary:
+        assert ((mask > 0).sum(dim=(-2, -1)) <= max(1, int(cells * chosen.scope))).all()
+    if isinstance(chosen.rule, BinaryMask):
         assert ((mask == 0) | (mask == 1)).all()
 
 
@@ -62,14 +71,14 @@ def test_larger_scope_contains_the_smaller(scores, scope):
 @given(maps)
 def test_nothing_outside_the_region(scores):
     regions = (torch.rand(1, *scores.shape[1:], generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    mask = guidance_mask(scores, MaskSettings(scope=0.8, binary=True), regions=regions)
+    mask = guidance_mask(scores, MaskSettings(scope=0.8, rule=RULES["top-share-binary"]), regions=regions)
     assert (mask * (1 - regions) == 0).all()
 
 
 @pytest.mark.parametrize("scope", [0.1, 0.25, 0.5])
 def test_single_subject_keeps_exactly_the_scope(scope):
     scores = torch.rand(2, 1, 10, 12, generator=torch.Generator().manual_seed(1)) + 0.01
-    mask = guidance_mask(scores, MaskSettings(scope=scope, normalisation="max"))
+    mask = guidance_mask(scores, MaskSettings(scope=scope, normalisation=NORMALISATIONS["max"]))
     assert ((mask > 0).sum(dim=(-2, -1)) == int(120 * scope)).all()
 
 
@@ -121,10 +130,9 @@ def test_missing_levels_are_refused():
         {"scope": 1.5},
         {"scope": float("nan")},
         {"normalisation": "maximum"},
-        {"selection": "best"},
+        {"rule": "best"},
+        {"updates": 3},
         {"spread": -1},
-        {"update_interval": 0},
-        {"update_until": 0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):
@@ -133,5 +141,24 @@ def test_wrong_settings_are_refused(wrong):
 
 
 def test_schedule():
-    chosen = released_settings(update_until=5, update_interval=2)
-    assert [step for step in range(9) if chosen.updates(step)] == [0, 2, 4]
+    assert [step for step in range(9) if Updates(until=5, interval=2)(step)] == [0, 2, 4]
+    for wrong in ({"interval": 0}, {"until": 0}):
+        with pytest.raises(ValueError, match="mask"):
+            Updates(**wrong)
+
+
+def test_the_smallest_scope_keeps_one_position():
+    scores = torch.rand(2, 1, 4, 4)
+    mask = guidance_mask(scores, MaskSettings(scope=0.001))
+    assert ((mask > 0).sum(dim=(-2, -1)) == 1).all()
+
+
+def test_an_averaged_mask_remembers_earlier_steps_and_forgets_earlier_images():
+    first, second = torch.rand(2, 1, 1, 6, 6)
+    rule = AveragedMask(decay=0.75)
+    start = guidance_mask(first, MaskSettings(rule=rule, scope=1.0))
+    assert torch.equal(start, guidance_mask(first, MaskSettings(scope=1.0)))
+    later = guidance_mask(second, MaskSettings(rule=rule, scope=1.0))
+    expected = 0.75 * start + 0.25 * guidance_mask(second, MaskSettings(scope=1.0))
+    torch.testing.assert_close(later, expected)
+    assert torch.equal(guidance_mask(first, MaskSettings(rule=fresh(rule), scope=1.0)), start)

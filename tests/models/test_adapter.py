@@ -9,7 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from realcustom import RealCustomAdapter, RealCustomXLPipeline
-from realcustom.models.attention import cross_attention_names, installed
+from realcustom.models.attention import VisualKeysValues
+from realcustom.models.backbone import Branch, Text
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 
 def call(pipe, image):
@@ -63,9 +65,12 @@ def test_gradients_reach_projector_keys_and_values(tokenizer):
     adapter = build_adapter(unet, encoder)
     unet.requires_grad_(False)
     features = encoder.encode([Image.new("RGB", (20, 20), "red")])
-    with installed(unet, (8, 8)) as attention:
-        attention.reference = [(key.unsqueeze(1), value.unsqueeze(1)) for key, value in adapter(features)]
-        unet(torch.randn(1, 4, 8, 8), 10, torch.randn(1, 77, 32)).sample.square().mean().backward()
+    backbone = UNetBackbone(unet)
+    references = VisualKeysValues([(key.unsqueeze(1), value.unsqueeze(1)) for key, value in adapter(features)])
+    branch = Branch(text=Text(embeds=torch.randn(1, 77, 32)), references=references)
+    with backbone.installed():
+        (prediction,) = backbone.predict(torch.randn(1, 4, 8, 8), torch.tensor(10), [branch])
+        prediction.square().mean().backward()
     without = [name for name, parameter in adapter.named_parameters() if parameter.grad is None]
     assert without == []
 
@@ -74,7 +79,7 @@ def test_wrong_family_and_wrong_weights_are_refused(tmp_path):
     unet, encoder = build_unet(), build_reference_encoder()
     adapter = build_adapter(unet, encoder)
     with pytest.raises(ValueError, match="cross-attention layers"):
-        adapter.check_unet(build_xl_unet())
+        adapter.check(UNetBackbone(build_xl_unet()))
     adapter.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     state = load_file(path)

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 PROJECTION = "encoder_hidden_states_vision_projection."
 PROJECTORS = {"ProjectorHighResMinAttn": "deep", "ProjectorHighResShallowMinAttnV1": "shallow"}
@@ -24,7 +24,7 @@ def load_released(folder):
     unet = UNet2DConditionModel(**{key: value for key, value in config.items() if key in known})
     params = dict(vision["params"])
     kind = PROJECTORS[vision["target"].split(".")[-1]]
-    adapter = RealCustomAdapter.for_unet(unet, projector={"kind": kind, **params})
+    adapter = RealCustomAdapter.for_backbone(UNetBackbone(unet), projector={"kind": kind, **params})
     names = cross_attention_names(unet)
     ours = {"projector." + key.removeprefix(PROJECTION): state.pop(key) for key in list(state) if PROJECTION in key}
     for index, name in enumerate(names):

@@ -6,7 +6,10 @@ from einops import rearrange
 
 from realcustom.encoders.image import ReferenceFeatures
 from realcustom.guidance.attention_maps import word_maps
-from realcustom.models.attention import cross_attention_names, installed
+from realcustom.models import unet as unet_module
+from realcustom.models.attention import VisualKeysValues
+from realcustom.models.backbone import Branch, Text
+from realcustom.models.unet import UNetBackbone, cross_attention_names
 
 from .released_unet import load_released, released_resize
 
@@ -23,19 +26,25 @@ def released(reference_folder):
 class LayerMaps:
     """Records every layer's map of single text positions, (B, positions, h, w)."""
 
+    self_levels = frozenset()
+
     def __init__(self, token_weights):
-        self.token_weights = token_weights
-        self.maps = []
+        self.token_weights, self.words, self.maps = token_weights, self, []
 
     def add(self, query, key, scale, size, level):
         maps = word_maps(query, key, self.token_weights, scale)
         self.maps.append(rearrange(maps, "b s (h w) -> b s h w", h=size[0]))
 
 
-def run(unet, reference, case, attention):
-    given = reference.under(f"{case}/in/")
-    added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]}
-    return unet(given["latent"], given["timestep"], given["text"], added_cond_kwargs=added, return_dict=False)[0]
+class LayerMasks:
+    """In the place of the backbone's masks, which are the same for all layers: one for each, (B, S, layers, G, g)."""
+
+    def __init__(self, branch):
+        self.masks, self.layer = branch.masks, -1
+
+    def at(self, size):
+        self.layer += 1
+        return rearrange(released_resize(self.masks[:, :, self.layer], size), "b s h w -> b s (h w) 1")
 
 
 def test_number_of_layers_and_parameters(load_reference, released):
@@ -46,31 +55,39 @@ def test_number_of_layers_and_parameters(load_reference, released):
 
 
 @torch.no_grad()
-def test_three_passes(load_reference, max_difference, released):
+def test_three_passes(load_reference, max_difference, released, monkeypatch):
+    monkeypatch.setattr(unet_module, "resize", released_resize)
     reference = load_reference("unet_small")
     unet, adapter = released
     for case in reference.meta["cases"]:
         given = reference.under(f"{case}/in/")
-        processors = dict(unet.attn_processors)
-        with installed(unet, tuple(given["latent"].shape[-2:])) as attention:
-            attention.resize_mask = released_resize
-            batch = given["latent"].shape[0]
-            weights = torch.zeros(batch, len(reference.meta["tokens_stored"]), given["text"].shape[1])
-            for row, position in enumerate(reference.meta["tokens_stored"]):
-                weights[:, row, position] = 1
-            attention.word_maps = recorder = LayerMaps(weights)
-            sample = run(unet, reference, case, attention)
-            assert max_difference(sample, reference[f"{case}/guidance/sample"]) <= TOLERANCE
+        added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]}
+        text = Text(embeds=given["text"], added=added)
+        processors, backbone = dict(unet.attn_processors), UNetBackbone(unet)
+        batch = given["latent"].shape[0]
+        weights = torch.zeros(batch, len(reference.meta["tokens_stored"]), given["text"].shape[1])
+        for row, position in enumerate(reference.meta["tokens_stored"]):
+            weights[:, row, position] = 1
+        recorder = LayerMaps(weights)
+        tokens = adapter.tokens(ReferenceFeatures(given["deep"], given["deep_local"]))
+        assert max_difference(tokens, reference[f"{case}/vision_tokens"]) <= TOKEN_TOLERANCE
+        references = VisualKeysValues(adapter.keys_values(tokens.unsqueeze(1)))
+        with backbone.installed():
+
+            def sample(case=case, given=given, backbone=backbone, **branch):
+                return backbone.predict(given["latent"], given["timestep"], [Branch(**branch)])[0]
+
+            out = sample(text=text, recorder=recorder)
+            assert max_difference(out, reference[f"{case}/guidance/sample"]) <= TOLERANCE
             for index, maps in enumerate(recorder.maps):
                 assert max_difference(maps, reference[f"{case}/guidance/map/{index:02d}"]) <= MAP_TOLERANCE
-            attention.text_only()
-
-            tokens = adapter.tokens(ReferenceFeatures(given["deep"], given["deep_local"]))
-            assert max_difference(tokens, reference[f"{case}/vision_tokens"]) <= TOKEN_TOLERANCE
-            attention.reference = adapter.keys_values(tokens.unsqueeze(1))
-            for name, mask in (("gen_mask", "mask"), ("gen_nomask", None), ("gen_mask_per_layer", "mask_per_layer")):
-                if f"{case}/{name}/sample" in reference.tensors:
-                    attention.masks = None if mask is None else given[mask]
-                    sample = run(unet, reference, case, attention)
-                    assert max_difference(sample, reference[f"{case}/{name}/sample"]) <= TOLERANCE, (case, name)
+            for name, mask in (("gen_mask", "mask"), ("gen_nomask", None)):
+                out = sample(text=text, references=references, masks=None if mask is None else given[mask])
+                assert max_difference(out, reference[f"{case}/{name}/sample"]) <= TOLERANCE, (case, name)
+            name = f"{case}/gen_mask_per_layer/sample"
+            if name in reference.tensors:
+                with monkeypatch.context() as patch:
+                    patch.setattr(unet_module, "_LayerMasks", LayerMasks)
+                    out = sample(text=text, references=references, masks=given["mask_per_layer"])
+                assert max_difference(out, reference[name]) <= TOLERANCE, name
         assert unet.attn_processors == processors

@@ -6,6 +6,7 @@ from diffusers import LCMScheduler
 from torch._dynamo.utils import counters
 
 from realcustom import MaskSettings, Subject
+from realcustom.guidance.mask import Updates
 
 PROMPT = "a robot and a dog with the pink hat in the snow"
 
@@ -71,7 +72,7 @@ def test_strided_guidance_branch_sees_smaller_latents(pipe, reference_image):
 
 def test_guidance_interval_saves_the_negative_images(pipe, reference_image):
     seen = batches(pipe)
-    out = run(pipe, reference_image, guidance_interval=(0.0, 0.5), mask=MaskSettings(update_until=1))
+    out = run(pipe, reference_image, guidance_interval=(0.0, 0.5), mask=MaskSettings(updates=Updates(until=1)))
     assert seen == [1, 2, 2, 1, 1]
     assert out.images.isfinite().all()
 
@@ -100,6 +101,6 @@ def test_compiled_blocks_are_compiled_once(pipe, reference_image):
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > before.get("unique_graphs", 0)
     run(pipe, Subject((reference_image,), strength=0.5), "a dog on the beach", num_inference_steps=6)
-    run(pipe, reference_image, mask=MaskSettings(scope=0.4, update_until=3), guidance_scale=2.0)
+    run(pipe, reference_image, mask=MaskSettings(scope=0.4, updates=Updates(until=3)), guidance_scale=2.0)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from realcustom.models.attention import installed
+from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
 OWN = ("adapter", "reference_encoder")
@@ -52,7 +52,7 @@ def test_text_only_through_our_processors_equals_stock(tiny_xl_pipeline):
     call = {"added_cond_kwargs": added, "return_dict": False}
     with torch.no_grad():
         before = unet(latents, 500, text, **call)[0]
-        with installed(unet, (8, 12)):
+        with UNetBackbone(unet).installed():
             during = unet(latents, 500, text, **call)[0]
         after = unet(latents, 500, text, **call)[0]
     torch.testing.assert_close(during, before, rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from realcustom import MaskSettings, Subject
-from realcustom.guidance.mask import released_settings
+from realcustom.guidance.mask import Updates
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
 PROMPT = "a robot and a dog with the pink hat in the snow"
@@ -134,10 +134,10 @@ def test_an_adapter_brings_its_own_scope(pipe, reference_image):
 def test_frozen_mask_saves_guidance_passes(pipe, reference_image):
     passes = []
     handle = pipe.unet.register_forward_pre_hook(lambda *_: passes.append(1))
-    run(pipe, {"dog": reference_image}, seeds(1), mask=released_settings(update_until=2))
+    run(pipe, {"dog": reference_image}, seeds(1), mask=MaskSettings(spread=0, updates=Updates(until=2)))
     handle.remove()
     assert len(passes) == 4 + 2
-    frozen = run(pipe, {"dog": reference_image}, seeds(1), mask=MaskSettings(update_until=2)).masks["dog"]
+    frozen = run(pipe, {"dog": reference_image}, seeds(1), mask=MaskSettings(updates=Updates(until=2))).masks["dog"]
     assert torch.equal(frozen[1], frozen[2])
     assert torch.equal(frozen[2], frozen[3])
 

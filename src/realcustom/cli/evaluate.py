@@ -74,7 +74,7 @@ def masks(
         pipe = open_pipeline(model, adapter, device)
         records = module.fitted(pipe, module.held_out_records(world, limit))
         settings = pipe.default_mask
-        variants = module.sweep(pipe.unet, settings) if sweep else module.plain_and_spread(settings)
+        variants = module.sweep(pipe.backbone(), settings) if sweep else module.plain_and_spread(settings)
         rows = module.mask_report(pipe, records, variants)
     if sweep:
         rows.sort(key=lambda row: sum(value.mean for value in row.grid.values()), reverse=True)

@@ -27,8 +27,8 @@ from realcustom.convert.timm import (
 )
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import cross_attention_names
 from realcustom.models.projector import build_projector
+from realcustom.models.unet import cross_attention_names
 
 PROJECTOR = "encoder_hidden_states_vision_projection."
 LISTED = 20  # offending keys named in an error, of each kind

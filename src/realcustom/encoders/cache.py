@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
+import torch
 from PIL import Image
 
 from realcustom.encoders.image import ReferenceFeatures
+from realcustom.pictures.content import pixels_sha256
 
 
 class FeatureCache:
@@ -18,22 +19,21 @@ class FeatureCache:
         self.capacity = capacity
         self._features: OrderedDict[str, ReferenceFeatures] = OrderedDict()
 
-    def image(self, image: Image.Image) -> ReferenceFeatures:
-        """Features (1, n, c) of one RGB image."""
-        key = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        return self._get(key, lambda: self.encoder.encode([image]))
+    def image(self, image: Image.Image, device: torch.device | None = None) -> ReferenceFeatures:
+        """Features (1, n, c) of one RGB image, computed on `device`; None is the encoder's own."""
+        return self._get(pixels_sha256(image), device, lambda: self.encoder.encode([image], device))
 
-    def zero(self) -> ReferenceFeatures:
+    def zero(self, device: torch.device | None = None) -> ReferenceFeatures:
         """Features (1, n, c) of the all-zero image, the negative branch's reference."""
-        return self._get("zero", lambda: self.encoder.negative(1))
+        return self._get("zero", device, lambda: self.encoder.negative(1, device))
 
     def clear(self) -> None:
         """Forget all features."""
         self._features.clear()
 
-    def _get(self, content: str, compute) -> ReferenceFeatures:
+    def _get(self, content: str, device: torch.device | None, compute) -> ReferenceFeatures:
         # The encoder may have been moved or cast since: its numbers then differ.
-        key = f"{content} {self.encoder.device} {self.encoder.dtype}"
+        key = f"{content} {device or self.encoder.device} {self.encoder.dtype}"
         if key in self._features:
             self._features.move_to_end(key)
         else:

@@ -157,14 +157,17 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         return torch.stack([to_pixels(image, self.pixel_size, self.antialias) for image in images])
 
     @torch.no_grad()
-    def encode(self, images: Sequence[ImageSource]) -> ReferenceFeatures:
-        """Features of R images (anything `open_image` takes), without gradient."""
-        return self(self.pixels(images).to(self.device))
+    def encode(self, images: Sequence[ImageSource], device: torch.device | None = None) -> ReferenceFeatures:
+        """Features of R images (anything `open_image` takes), without gradient.
+
+        `device` computes them; None is where the weights lie, which offloading makes another place.
+        """
+        return self(self.pixels(images).to(device or self.device))
 
     @torch.no_grad()
-    def negative(self, count: int = 1) -> ReferenceFeatures:
+    def negative(self, count: int = 1, device: torch.device | None = None) -> ReferenceFeatures:
         """Features of `count` all-zero (black) images: the reference of the negative branch."""
-        black = torch.zeros(1, 3, self.pixel_size, self.pixel_size, device=self.device)
+        black = torch.zeros(1, 3, self.pixel_size, self.pixel_size, device=device or self.device)
         return self(black).map(lambda tensor: repeat(tensor, "1 n c -> r n c", r=count))
 
     def _check_pixels(self, pixels: Tensor) -> None:

@@ -27,8 +27,8 @@ def find_phrase(prompt: str, phrase: str) -> list[Span]:
     return [match.span() for match in re.finditer(pattern, prompt, flags=re.IGNORECASE)]
 
 
-def check_prompt_length(tokenizer, prompt: str) -> None:
-    """Refuse a prompt that the tokenizer would cut.
+def check_prompt_length(tokenizer, prompt: str, name: str = "prompt") -> None:
+    """Refuse a prompt, called `name`, that the tokenizer would cut.
 
     Raises:
         ValueError: the prompt has more tokens than `tokenizer.model_max_length`.
@@ -36,7 +36,7 @@ def check_prompt_length(tokenizer, prompt: str) -> None:
     tokens = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
     if tokens > tokenizer.model_max_length:
         raise ValueError(
-            f"The prompt has {tokens} tokens and the model reads {tokenizer.model_max_length} (start and end token "
+            f"The {name} has {tokens} tokens and the model reads {tokenizer.model_max_length} (start and end token "
             f"included): shorten it by {tokens - tokenizer.model_max_length} tokens."
         )
 

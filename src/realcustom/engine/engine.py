@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import platform
 import threading
@@ -21,6 +20,7 @@ from realcustom.engine.loading import load_pipeline
 from realcustom.engine.presets import preset_named
 from realcustom.engine.requests import Reference, open_request, request_record
 from realcustom.hub.bundled import locate
+from realcustom.pipelines.base import STEPS
 from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
@@ -43,8 +43,7 @@ class Engine:
         # Reentrant: a preview is decoded from within the run that it shows.
         self._lock = threading.RLock()
         # Tokenizers of their own, because one that is in use by a run cannot be asked by another thread.
-        tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
-        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in pipeline.tokenizers]
         self._tokenizing = threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
@@ -177,12 +176,12 @@ class Engine:
         watch = Watch(units, making, stopped, progress, cancelled)
         first = making[units[0][0]].request
         preset = preset_named(first.preset)
-        changes = {"scope": first.mask_scope, **preset.mask_changes(first.steps)}
+        settings = replace(self.pipeline.default_mask, scope=first.mask_scope)
         try:
             with self._lock, preset.scheduled(self.pipeline):
                 output = self.pipeline(
                     **_call([(making[index].request, seed) for index, seed in units]),
-                    mask=replace(self.pipeline.default_mask, **changes),
+                    mask=preset.mask(settings, first.steps),
                     guidance_interval=preset.guidance_interval,
                     callback_on_step_end=watch,
                     callback_on_step_end_tensor_inputs=["latents", "masks"],
@@ -190,15 +189,16 @@ class Engine:
         except Cancelled:
             return
         for row, (index, _) in enumerate(units):
-            making[index].add(output.images[row], _masks_of(output.masks, row))
+            flags = output.nsfw_content_detected
+            making[index].add(output.images[row], _masks_of(output.masks, row), flags is not None and flags[row])
 
     def preview(self, latents: torch.Tensor) -> list:
-        """PIL images of latents (b, c, h, w) under way: early steps are noise, later ones nearly the result."""
-        from realcustom.pipelines.output import decode_latents
+        """PIL images of latents (b, c, h, w) under way: early steps are noise, later ones nearly the result.
 
-        with self._lock, torch.no_grad():
-            decoded = decode_latents(self.pipeline.vae, latents)
-        return self.pipeline.image_processor.postprocess(decoded, output_type="pil")
+        What a safety checker refuses is black here, too.
+        """
+        with self._lock:
+            return self.pipeline.pictures(latents)[0]
 
     def _check_size(self, request: Request) -> None:
         for name, side in (("height", request.height), ("width", request.width)):
@@ -207,7 +207,7 @@ class Engine:
                 raise ValueError(
                     f"The {name} must be a multiple of {self.grid} for this model, not {side}; {near} would do."
                 )
-        height, width = _native_size(self.pipeline)
+        height, width = self.pipeline.native_size
         if request.height * request.width > MAX_AREA_RATIO * height * width:
             raise ValueError(
                 f"{request.width}x{request.height} is too large for this model, which was made for {width}x{height}; "
@@ -273,22 +273,14 @@ def _plain(subject: Subject) -> Subject:
     return replace(subject, images=tuple(reference.image for reference in subject.images), region=region)
 
 
-def _native_size(pipeline) -> tuple[int, int]:
-    """Height and width in pixels that the model was trained at."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
-
-
 def _defaults(pipeline) -> dict[str, Any]:
     """What a request may leave to the model."""
-    height, width = _native_size(pipeline)
-    call = inspect.signature(pipeline.__call__).parameters
+    height, width = pipeline.native_size
     guidance_scale, image_guidance_scale = pipeline.guidance_scales(None, None)
     return {
         "height": height,
         "width": width,
-        "steps": call["num_inference_steps"].default,
+        "steps": STEPS,
         "guidance_scale": guidance_scale,
         "image_guidance_scale": image_guidance_scale,
         "mask_scope": pipeline.default_mask.scope,

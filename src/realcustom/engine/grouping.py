@@ -33,10 +33,12 @@ class Making:
         self.request = request
         self.images: list[Any] = []
         self.masks: dict[str, list[np.ndarray]] = {word: [] for word in request.subjects}
+        self.flagged: list[bool] = []
 
-    def add(self, image: Any, masks: dict[str, np.ndarray]) -> None:
-        """The next image and its masks (steps, 1, h, w)."""
+    def add(self, image: Any, masks: dict[str, np.ndarray], flagged: bool = False) -> None:
+        """The next image, its masks (steps, 1, h, w), and whether the model's safety checker made it black."""
         self.images.append(image)
+        self.flagged.append(bool(flagged))
         for word, steps in masks.items():
             self.masks[word].append(steps)
 
@@ -47,6 +49,7 @@ class Making:
             masks={word: np.concatenate(parts, axis=1) for word, parts in self.masks.items() if parts},
             metadata=tuple(metadata(self.request.image_request(index)) for index in range(len(self.images))),
             request=self.request,
+            flagged=tuple(self.flagged),
         )
 
 
@@ -70,14 +73,21 @@ class Watch:
     def __call__(self, pipeline, step: int, timestep, tensors: dict) -> dict:
         for index, rows in self.rows.items():
             if self.progress is not None and index not in self.stopped:
-                self.progress(index, self._progress(index, rows, step, tensors))
+                self.progress(index, self._progress(index, rows, self._steps_done(pipeline, index, step), tensors))
             if self.cancelled is not None and index not in self.stopped and self.cancelled(index):
                 self.stopped.add(index)
         if self.stopped.issuperset(self.rows):
             raise Cancelled("The run was cancelled.")
         return {}
 
-    def _progress(self, index: int, rows: list[int], step: int, tensors: dict) -> Progress:
+    def _steps_done(self, pipeline, index: int, evaluation: int) -> int:
+        """Denoising steps made; some schedulers evaluate the network more often."""
+        from realcustom.pipelines.denoise import scheduler_step
+
+        order = getattr(pipeline.scheduler, "order", 1)
+        return scheduler_step(evaluation, pipeline.num_timesteps, self.making[index].request.steps, order) + 1
+
+    def _progress(self, index: int, rows: list[int], steps: int, tensors: dict) -> Progress:
         making = self.making[index]
         request, done = making.request, len(making.images)
         latents, masks = tensors.get("latents"), tensors.get("masks")
@@ -85,7 +95,7 @@ class Watch:
             masks = {word: masks[rows, number] for number, word in enumerate(request.subjects)}
         return Progress(
             # Steps count image by image, so that the batch size does not show.
-            step=done * request.steps + (step + 1) * len(rows),
+            step=done * request.steps + steps * len(rows),
             steps=request.num_images * request.steps,
             image=done,
             images=request.num_images,

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from realcustom.guidance.mask import MaskSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +33,14 @@ class Preset:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: bool = False
 
-    def mask_changes(self, steps: int) -> dict[str, Any]:
-        """What differs from the model's own `MaskSettings` in a run of so many steps."""
-        changes: dict[str, Any] = {}
-        if self.mask_share < 1:
-            changes["update_until"] = max(1, math.ceil(self.mask_share * steps))
-        if self.mask_interval > 1:
-            changes["update_interval"] = self.mask_interval
-        return changes
+    def mask(self, settings: MaskSettings, steps: int) -> MaskSettings:
+        """The mask's settings in a run of so many steps: `settings`, updated as the preset says where it says so."""
+        if self.mask_share == 1 and self.mask_interval == 1:
+            return settings
+        from realcustom.guidance.mask import Updates
+
+        until = max(1, math.ceil(self.mask_share * steps)) if self.mask_share < 1 else None
+        return replace(settings, updates=Updates(until=until, interval=self.mask_interval))
 
     def passes(self, steps: int, updates: int) -> int:
         """U-Net passes for one image: `updates` of the guidance branch, one a step with the reference and one in the

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from realcustom.engine.presets import PRESETS
-from realcustom.guidance.mask import MaskSettings
+from realcustom.guidance.mask import RULES, MaskSettings, Updates
 
 from .arms import Variant
 from .generation import Setup
@@ -29,11 +29,11 @@ def ablations(setup: Setup, mask: MaskSettings) -> list[Variant]:
 
     points = [Variant(name=DEFAULT, family="default", setup=base)]
     points += [masked(f"gamma_scope {scope}", "scope", scope=scope) for scope in (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)]
-    points.append(masked("gamma_scope 0.25, binary", "scope", scope=0.25, binary=True))
+    points.append(masked("gamma_scope 0.25, binary", "scope", scope=0.25, rule=RULES["top-share-binary"]))
     points += [masked(f"self-attention spread {power}", "spread", spread=power) for power in (0, 1, 2, 3)]
     stops = sorted({max(1, setup.steps // 4), max(1, setup.steps // 2)})
-    points += [masked(f"mask frozen from step {step}", "early stop", update_until=step) for step in stops]
-    points += [masked(f"mask every {n} steps", "interval", update_interval=n) for n in (2, 4)]
+    points += [masked(f"mask frozen from step {step}", "early stop", updates=Updates(until=step)) for step in stops]
+    points += [masked(f"mask every {n} steps", "interval", updates=Updates(interval=n)) for n in (2, 4)]
     points += [
         Variant(name=f"{steps} steps", family="steps", setup=replace(base, steps=steps))
         for steps in (10, 15, 50)

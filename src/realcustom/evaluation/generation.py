@@ -53,8 +53,12 @@ class Setup:
     size: int | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; a function of the mask is told by its name."""
+        return asdict(self, dict_factory=_named)
+
+
+def _named(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: getattr(value, "__qualname__", value) if callable(value) else value for name, value in pairs}
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def make(pipe, task: Task, setup: Setup) -> tuple[Image.Image, list[np.ndarray]]
             guidance_scale=setup.guidance_scale,
             guidance_interval=preset.guidance_interval,
             image_guidance_scale=setup.image_guidance_scale if setup.with_subjects else None,
-            mask=replace(setup.mask or pipe.default_mask, **preset.mask_changes(steps)),
+            mask=preset.mask(setup.mask or pipe.default_mask, steps),
             keep_share=setup.keep_share,
             height=setup.size,
             width=setup.size,

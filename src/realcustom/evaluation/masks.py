@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom.data.records import Record
-from realcustom.guidance.mask import NORMALISATIONS, MaskSettings
-from realcustom.models.attention import attention_names, installed, level_of
-from realcustom.pipelines.branches import CallTensors, Conditions, guidance_pass, mask_grid
+from realcustom.guidance.mask import NORMALISATIONS, RULES, MaskSettings
+from realcustom.models.backbone import Backbone
+from realcustom.pipelines.denoise import Conditions, guidance_branch
 from realcustom.pipelines.subjects import token_weights
 
 from .metrics import Estimate, bootstrap, mask_iou, top_share
-from .models import encode_pictures, encode_prompts, native_size
+from .models import encode_pictures, encode_prompts
 
 TIMES = (200, 600, 900)
 
@@ -45,10 +45,9 @@ def plain_and_spread(settings: MaskSettings) -> dict[str, MaskSettings]:
     }
 
 
-def sweep(unet, settings: MaskSettings) -> dict[str, MaskSettings]:
-    """Every sensible choice of word levels, normalisation, spread and spread levels for this U-Net."""
-    crosses = sorted({level_of(unet, name) for name in attention_names(unet) if name.endswith("attn2")})
-    selves = sorted({level_of(unet, name) for name in attention_names(unet) if name.endswith("attn1")})
+def sweep(backbone: Backbone, settings: MaskSettings) -> dict[str, MaskSettings]:
+    """Every sensible choice of word levels, normalisation, spread and spread levels for this network."""
+    crosses, selves = sorted(backbone.word_levels), sorted(backbone.self_levels)
     words = [None, *[(level,) for level in crosses]] if len(crosses) > 1 else [None]
     spreads = [(0, None), *product((1, 2, 3), [(level,) for level in selves])]
     if len(selves) > 1:
@@ -60,7 +59,7 @@ def sweep(unet, settings: MaskSettings) -> dict[str, MaskSettings]:
             f" on {shown(where)}" if power else ""
         )
         variants[name] = replace(
-            settings, word_levels=levels, normalisation=normalisation, spread=power, spread_levels=where
+            settings, word_levels=levels, normalisation=NORMALISATIONS[normalisation], spread=power, spread_levels=where
         )
     return variants
 
@@ -79,7 +78,7 @@ def mask_scores(pipe, records: Sequence[Record], time: int, settings: MaskSettin
         time: timestep at which their latents are noised, 0 to 999.
         seed: of the noise; record i has its own, whatever the batch.
     """
-    unet, device = pipe.unet, pipe.unet.device
+    backbone, device = pipe.backbone(), pipe.device
     latents = encode_pictures(pipe, [Image.fromarray(record.image) for record in records])
     noise = torch.stack([_noise(latents.shape[1:], record, seed) for record in records]).to(latents)
     timestep = torch.tensor(time, device=device)
@@ -95,16 +94,11 @@ def mask_scores(pipe, records: Sequence[Record], time: int, settings: MaskSettin
         token_weights=weights.to(device),
         strengths=torch.ones(1, device=device),
         regions=None,
-        reference=lambda *_: [],
-        negative_reference=None,
+        references=None,
     )
-    whole = replace(settings, scope=1.0, selection="top-share", binary=False)
-    size = tuple(noised.shape[-2:])
-    with installed(unet, size) as attention:
-        masks, _ = guidance_pass(
-            unet, attention, noised, timestep, conditions, whole, False, CallTensors(attention, conditions)
-        )
-    assert masks.shape[-2:] == mask_grid(unet, size)
+    whole = replace(settings, scope=1.0, rule=RULES["top-share"])
+    with backbone.installed():
+        masks, _ = guidance_branch(backbone, noised, timestep, conditions, whole)
     return masks[:, 0].float().cpu()
 
 
@@ -185,5 +179,5 @@ def resized(record: Record, size: tuple[int, int]) -> Record:
 
 def fitted(pipe, records: Sequence[Record]) -> list[Record]:
     """The records at the model's own size."""
-    size = native_size(pipe)
+    size = pipe.native_size
     return [resized(record, size) for record in records]

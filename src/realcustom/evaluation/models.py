@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom.engine.loading import load_pipeline, resolve_device
-from realcustom.pipelines.branches import Text
+from realcustom.models.backbone import Text
 
 
 def open_pipeline(model: str = "miniature", adapter: str | None = None, device: str | None = None):
@@ -59,13 +59,6 @@ def _from_parts(folder: Path, adapter: str | None):
     )
 
 
-def native_size(pipe) -> tuple[int, int]:
-    """Height and width in pixels that the model was trained at."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
-
-
 @torch.no_grad()
 def encode_pictures(pipe, pictures: Sequence[Image.Image]) -> Tensor:
     """Latents (B, C, h, w) of pictures, in the VAE's own statistics; a KL autoencoder gives its mean."""
@@ -86,6 +79,6 @@ def encode_prompts(pipe, prompts: Sequence[str]) -> Text:
         embeds, _ = pipe.encode_prompt(prompts, pipe.device, 1, False)
         return Text(embeds=embeds)
     embeds, _, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device, do_classifier_free_guidance=False)
-    height, width = native_size(pipe)
+    height, width = pipe.native_size
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=embeds.dtype, device=pipe.device)
     return Text(embeds=embeds, added={"text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from realcustom.guidance.mask import MaskSettings
+from realcustom.guidance.mask import NORMALISATIONS, RULES, MaskSettings, Updates
 
 from .arms import Comparison, Pipelines, Variant, compare
 from .benchmark import opened
@@ -26,7 +26,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 SCOPES = (0.1, 0.25, 0.4, 0.6)
 REGULARISATIONS = (0.0, 0.01, 0.1)
 # A binary mask over the whole image is no mask: 1 everywhere, as in training.
-UNMASKED = MaskSettings(scope=1.0, binary=True, spread=0, update_until=1)
+UNMASKED = MaskSettings(scope=1.0, rule=RULES["top-share-binary"], spread=0, updates=Updates(until=1))
 NAMES_WIDTH = 220  # pixels of the plot's column of names
 FAMILIES = {
     "text only": (90, 90, 96),
@@ -44,10 +44,15 @@ def paradox_variants(setup: Setup, mask: MaskSettings) -> list[Variant]:
         changed = replace(setup, mask=UNMASKED, strength=strength)
         points.append(Variant(name=f"unmasked, strength {strength}", family="unmasked injection", setup=changed))
     eq13 = replace(
-        setup, guidance_scale=7.5, image_guidance_scale=12.5, mask=replace(mask, spread=0, normalisation="max")
+        setup,
+        guidance_scale=7.5,
+        image_guidance_scale=12.5,
+        mask=replace(mask, spread=0, normalisation=NORMALISATIONS["max"]),
     )
     points.append(Variant(name="RealCustom, Eq. 13", family="RealCustom", setup=eq13, adapter="realcustom"))
-    single = replace(setup, image_guidance_scale=None, mask=replace(mask, spread=0, normalisation="max"))
+    single = replace(
+        setup, image_guidance_scale=None, mask=replace(mask, spread=0, normalisation=NORMALISATIONS["max"])
+    )
     points.append(Variant(name="RealCustom, one scale", family="RealCustom", setup=single, adapter="realcustom"))
     for scope in SCOPES:
         changed = replace(setup, mask=replace(mask, scope=scope))

@@ -19,7 +19,7 @@ from torch import Tensor
 from realcustom.encoders.target_word import find_phrase
 from realcustom.training.precision import quick_precision
 
-from .models import encode_pictures, native_size
+from .models import encode_pictures
 
 TOKEN = "<subject>"
 TEMPLATES = ("a {}", "a picture of a {}", "a photo of a {}", "the {}")
@@ -43,7 +43,7 @@ def learn(pipe, picture: Image.Image, word: str, settings: InversionSettings) ->
     vector = start.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([vector], lr=settings.learning_rate, weight_decay=0.0)
     random = torch.Generator().manual_seed(settings.seed)
-    height, width = native_size(pipe)
+    height, width = pipe.native_size
     picture = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     latents = encode_pictures(pipe, [picture, ImageOps.mirror(picture)])
     with placeholder(pipe, vector) as token:

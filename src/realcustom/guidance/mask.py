@@ -6,12 +6,13 @@ Shapes: B images, S subjects, (G, g) the mask's grid. Scores and masks are (B, S
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
 
 EPSILON = 1e-6  # the release's; keeps the largest value a little under 1
+INELIGIBLE = -1.0  # score of a position that a subject may not fill, below every other
 
 
 def divide_by_max(maps: torch.Tensor) -> torch.Tensor:
@@ -29,8 +30,8 @@ def min_max(maps: torch.Tensor) -> torch.Tensor:
 class Normalisation:
     """How maps become scores: `layer` is applied to each layer's map before the mean, `overall` after it."""
 
-    layer: Callable[[torch.Tensor], torch.Tensor] | None
-    overall: Callable[[torch.Tensor], torch.Tensor] | None
+    layer: Callable[[torch.Tensor], torch.Tensor] | None = None
+    overall: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 NORMALISATIONS = {
@@ -40,19 +41,114 @@ NORMALISATIONS = {
 }
 
 
-def keep_top_share(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Boolean: the int(cells * share) largest scores of each map (gamma_scope)."""
+def largest_share(scores: torch.Tensor, scope: float) -> torch.Tensor:
+    """Boolean: the int(cells * scope) largest scores of each map (gamma_scope), at least one."""
     flat = rearrange(scores, "b s h w -> b s (h w)")
-    indices = flat.topk(int(flat.shape[-1] * share), dim=-1).indices
+    indices = flat.topk(max(1, int(flat.shape[-1] * scope)), dim=-1).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter(-1, indices, True).view_as(scores)
 
 
-def keep_above(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """Boolean: scores above 1 - share."""
-    return scores > 1 - share
+def above_threshold(scores: torch.Tensor, scope: float) -> torch.Tensor:
+    """Boolean: scores above 1 - scope."""
+    return scores > 1 - scope
 
 
-SELECTIONS = {"top-share": keep_top_share, "threshold": keep_above}
+MaskRule = Callable[[torch.Tensor, float], torch.Tensor]
+"""(scores, scope) -> masks in [0, 1], both (B, S, G, g); scores are `INELIGIBLE` where a subject may not be.
+
+A rule with a memory of earlier steps has a method `fresh() -> MaskRule`, called once for every image or batch.
+"""
+
+
+@dataclass(frozen=True)
+class SoftMask:
+    """A mask rule: the scores themselves, where `keep` keeps them."""
+
+    keep: Callable[[torch.Tensor, float], torch.Tensor] = largest_share
+
+    def __call__(self, scores: torch.Tensor, scope: float) -> torch.Tensor:
+        """Scores (B, S, G, g) to masks."""
+        return scores.clamp(min=0) * self.keep(scores, scope)
+
+
+@dataclass(frozen=True)
+class BinaryMask:
+    """A mask rule: 1 where `keep` keeps a score."""
+
+    keep: Callable[[torch.Tensor, float], torch.Tensor] = largest_share
+
+    def __call__(self, scores: torch.Tensor, scope: float) -> torch.Tensor:
+        """Scores (B, S, G, g) to masks."""
+        return (self.keep(scores, scope) & (scores > INELIGIBLE)).to(scores.dtype)
+
+
+@dataclass
+class AveragedMask:
+    """A mask rule: another rule on the exponential average of the scores over the steps, which steadies the mask.
+
+    Attributes:
+        rule: what makes the mask of the averaged scores.
+        decay: share of the average that stays at each update, in [0, 1).
+    """
+
+    rule: MaskRule = field(default_factory=SoftMask)
+    decay: float = 0.5
+    _average: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"The decay of an averaged mask is {self.decay}; it lies in [0, 1).")
+
+    def fresh(self) -> AveragedMask:
+        """The same rule without a memory."""
+        return AveragedMask(self.rule, self.decay)
+
+    def __call__(self, scores: torch.Tensor, scope: float) -> torch.Tensor:
+        """Scores (B, S, G, g) of the next step to masks."""
+        if self._average is None:
+            self._average = scores
+        average = torch.lerp(scores, self._average, self.decay)
+        # A position that a subject lost to another, or regained, counts by what it is now.
+        settled = (scores > INELIGIBLE) & (self._average > INELIGIBLE)
+        self._average = torch.where(settled, average, scores)
+        return self.rule(self._average, scope)
+
+
+RULES: dict[str, MaskRule] = {
+    "top-share": SoftMask(),
+    "top-share-binary": BinaryMask(),
+    "threshold": SoftMask(above_threshold),
+    "threshold-binary": BinaryMask(above_threshold),
+}
+
+
+def fresh(rule: MaskRule) -> MaskRule:
+    """The rule as a new image needs it: without what an earlier one left in its memory."""
+    return rule.fresh() if hasattr(rule, "fresh") else rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """At which denoising steps the mask is computed anew: (step, 0-based) -> bool. The first step always is one.
+
+    Attributes:
+        until: before this step; from it on the mask is frozen. None for always.
+        interval: steps between two updates.
+
+    Raises:
+        ValueError: a value below 1.
+    """
+
+    until: int | None = None
+    interval: int = 1
+
+    def __post_init__(self):
+        if self.interval < 1 or (self.until is not None and self.until < 1):
+            raise ValueError("The mask is updated at least once: until and interval start at 1.")
+
+    def __call__(self, step: int) -> bool:
+        """Whether the guidance branch runs at `step`."""
+        return step % self.interval == 0 and (self.until is None or step < self.until)
 
 
 def eligible(scores: torch.Tensor, regions: torch.Tensor | None) -> torch.Tensor:
@@ -64,7 +160,7 @@ def eligible(scores: torch.Tensor, regions: torch.Tensor | None) -> torch.Tensor
     allowed = torch.ones_like(scores, dtype=torch.bool) if regions is None else (regions > 0).expand_as(scores)
     if scores.shape[1] == 1:
         return allowed
-    winner = torch.where(allowed, scores, torch.full_like(scores, -1)).argmax(dim=1, keepdim=True)
+    winner = torch.where(allowed, scores, torch.full_like(scores, INELIGIBLE)).argmax(dim=1, keepdim=True)
     index = torch.arange(scores.shape[1], device=scores.device).view(1, -1, 1, 1)
     return allowed & (winner == index)
 
@@ -75,14 +171,12 @@ class MaskSettings:
 
     Attributes:
         scope: gamma_scope in (0, 1], the share of positions a subject may fill.
-        normalisation: "max" (RealCustom Eq. 11), "min-max" or "min-max-per-layer" (the release).
-        selection: "top-share" keeps the `scope` largest, "threshold" all above 1 - scope.
-        binary: 1 instead of the scores inside the mask.
-        word_levels: U-Net levels of the word maps (0 is the latent's resolution, 1 half of it ...); None for all.
+        normalisation: how maps become scores; `NORMALISATIONS` has RealCustom's Eq. 11 and the release's.
+        rule: (scores, scope) -> mask, see `MaskRule`; `RULES` has the usual ones.
+        updates: (step) -> whether the mask is computed anew.
+        word_levels: levels of the word maps (0 is the latent's resolution, 1 half of it ...); None for all.
         spread: how often the self-attention matrix spreads the word maps (RealCustom++ figure); 0 for never.
         spread_levels: levels of the self-attention layers; None for the finest level that has attention.
-        update_until: the mask is computed anew before this step (0-based) and frozen from it on; None for always.
-        update_interval: steps between two computations of the mask.
         lagged: from the second step on the guidance branch rides in the batch of the generation branch, and the mask
             it gives serves the next step: one pass a step instead of two in sequence.
         stride: the guidance branch sees every n-th row and column of the latents.
@@ -92,39 +186,27 @@ class MaskSettings:
     """
 
     scope: float = 0.25
-    normalisation: str = "min-max-per-layer"
-    selection: str = "top-share"
-    binary: bool = False
+    normalisation: Normalisation = NORMALISATIONS["min-max-per-layer"]
+    rule: MaskRule = RULES["top-share"]
+    updates: Callable[[int], bool] = field(default_factory=Updates)
     word_levels: tuple[int, ...] | None = None
     spread: int = 1
     spread_levels: tuple[int, ...] | None = None
-    update_until: int | None = None
-    update_interval: int = 1
     lagged: bool = False
     stride: int = 1
 
     def __post_init__(self):
         if not 0 < self.scope <= 1:
             raise ValueError(f"The mask scope is {self.scope}; it is a share of the image, above 0 and at most 1.")
-        if self.normalisation not in NORMALISATIONS:
-            raise ValueError(f'No mask normalisation "{self.normalisation}"; there are {", ".join(NORMALISATIONS)}.')
-        if self.selection not in SELECTIONS:
-            raise ValueError(f'No mask selection "{self.selection}"; there are {", ".join(SELECTIONS)}.')
+        for name in ("rule", "updates"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"The mask's {name} is {getattr(self, name)!r}; it is a function.")
+        if not isinstance(self.normalisation, Normalisation):
+            raise ValueError(f"The mask's normalisation is {self.normalisation!r}; it is a Normalisation.")
         if self.spread < 0:
             raise ValueError(f"The mask's spread is {self.spread}; it counts applications, from 0 on.")
-        if self.update_interval < 1 or (self.update_until is not None and self.update_until < 1):
-            raise ValueError("The mask is updated at least once: update_until and update_interval start at 1.")
         if self.stride < 1 or (self.stride > 1 and self.lagged):
             raise ValueError("The mask's stride starts at 1, and a lagged mask has none: its branch shares a batch.")
-
-    def updates(self, step: int) -> bool:
-        """Whether the guidance branch runs at `step` (0-based)."""
-        return step % self.update_interval == 0 and (self.update_until is None or step < self.update_until)
-
-
-def released_settings(**changes) -> MaskSettings:
-    """The released pipeline's mask: no self-attention, frozen from step 12 on."""
-    return MaskSettings(**{"spread": 0, "update_until": 12, **changes})
 
 
 def guidance_mask(
@@ -148,11 +230,9 @@ def guidance_mask(
     """
     if spread is not None and settings.spread:
         maps = spread(maps, settings.spread)
-    overall = NORMALISATIONS[settings.normalisation].overall
+    overall = settings.normalisation.overall
     scores = maps if overall is None else overall(maps)
     if regions is not None:
         scores = scores * regions
     allowed = eligible(scores, regions)
-    kept = SELECTIONS[settings.selection](torch.where(allowed, scores, torch.full_like(scores, -1)), settings.scope)
-    kept = kept & allowed
-    return kept.to(scores.dtype) if settings.binary else scores * kept
+    return settings.rule(torch.where(allowed, scores, torch.full_like(scores, INELIGIBLE)), settings.scope) * allowed

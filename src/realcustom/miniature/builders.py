@@ -103,20 +103,24 @@ def build_reference_encoder():
 def build_adapter(unet: UNet2DConditionModel, reference_encoder, projector: str = "cross-layer-cross-scale"):
     """A RealCustom++ adapter, K/V started from the text's K/V; projector: a key of `realcustom.models.projector`."""
     from realcustom.models.adapter import RealCustomAdapter
+    from realcustom.models.unet import UNetBackbone
 
     width = reference_encoder.feature_dim
     config = {"kind": projector, "vision_dim": width, "out_dim": TEXT_WIDTH, "hidden_dim": 2 * width}
-    adapter = RealCustomAdapter.for_unet(unet, projector=config, guidance=GUIDANCE, scope=SCOPE)
-    adapter.init_from_text(unet)
+    backbone = UNetBackbone(unet)
+    adapter = RealCustomAdapter.for_backbone(backbone, projector=config, guidance=GUIDANCE, scope=SCOPE)
+    adapter.init_from_text(backbone)
     return adapter
 
 
 def build_scoring_adapter(unet: UNet2DConditionModel, reference_encoder):
     """A RealCustom adapter: plain tokens and the scoring module, K/V started from the text's K/V."""
     from realcustom.models.adapter import RealCustomAdapter
+    from realcustom.models.unet import UNetBackbone
 
-    adapter = RealCustomAdapter.for_unet(
-        unet,
+    backbone = UNetBackbone(unet)
+    adapter = RealCustomAdapter.for_backbone(
+        backbone,
         projector={"kind": "plain", "vision_dim": reference_encoder.feature_dim, "out_dim": TEXT_WIDTH},
         scoring={
             "feature_dim": TEXT_WIDTH,
@@ -126,5 +130,5 @@ def build_scoring_adapter(unet: UNet2DConditionModel, reference_encoder):
         },
         scope=SCOPE,
     )
-    adapter.init_from_text(unet)
+    adapter.init_from_text(backbone)
     return adapter

@@ -12,9 +12,10 @@ from torch import nn
 
 from realcustom.encoders.image import ReferenceFeatures
 from realcustom.guidance.mask import MaskSettings
-from realcustom.models.attention import LayerKeysValues, cross_attention_names
+from realcustom.models.attention import LayerKeysValues
 from realcustom.models.projector import build_projector
 from realcustom.models.scoring import AdaptiveScoringModule
+from realcustom.models.unet import UNetBackbone
 
 GUIDANCE = (3.5, None)  # the release's single scale
 SCOPE = MaskSettings.scope
@@ -42,7 +43,7 @@ class ScoringInputs:
 class RealCustomAdapter(ModelMixin, ConfigMixin):
     """Projector, visual keys and values of every cross-attention layer and, for RealCustom, the scoring module.
 
-    It fits every stock U-Net of the family it was built for: the weights live here, not in the U-Net.
+    It fits every base model of the family it was built for: the weights live here, not in the U-Net.
     """
 
     @register_to_config
@@ -72,40 +73,38 @@ class RealCustomAdapter(ModelMixin, ConfigMixin):
         self.to_v = nn.ModuleList(nn.Linear(token_dim, width, bias=False) for width in layers)
 
     @classmethod
-    def for_unet(
+    def for_backbone(
         cls,
-        unet,
+        backbone: UNetBackbone,
         projector: dict,
         scoring: dict | None = None,
         guidance: tuple[float, float | None] = GUIDANCE,
         scope: float = SCOPE,
     ) -> RealCustomAdapter:
-        """An untrained adapter for a stock U-Net; `projector` must give tokens of its cross-attention width."""
-        modules = [unet.get_submodule(name) for name in cross_attention_names(unet)]
-        widths = [module.to_q.out_features for module in modules]
-        return cls(widths, modules[0].to_k.in_features, projector, scoring, guidance, scope)
+        """An untrained adapter for a backbone; `projector` must give tokens of its text's width."""
+        token_dim = backbone.text_weights()[0][0].shape[1]
+        return cls(list(backbone.widths), token_dim, projector, scoring, guidance, scope)
 
     @torch.no_grad()
-    def init_from_text(self, unet) -> None:
-        """Start the visual keys and values as copies of the U-Net's text keys and values."""
-        self.check_unet(unet)
-        for name, to_k, to_v in zip(cross_attention_names(unet), self.to_k, self.to_v, strict=True):
-            module = unet.get_submodule(name)
-            to_k.weight.copy_(module.to_k.weight)
-            to_v.weight.copy_(module.to_v.weight)
+    def init_from_text(self, backbone: UNetBackbone) -> None:
+        """Start the visual keys and values as copies of the backbone's text keys and values."""
+        self.check(backbone)
+        for (key, value), to_k, to_v in zip(backbone.text_weights(), self.to_k, self.to_v, strict=True):
+            to_k.weight.copy_(key)
+            to_v.weight.copy_(value)
 
-    def check_unet(self, unet) -> None:
-        """Refuse a U-Net of another family.
+    def check(self, backbone: UNetBackbone) -> None:
+        """Refuse a backbone of another family.
 
         Raises:
-            ValueError: number or widths of the cross-attention layers differ.
+            ValueError: number or widths of the layers differ.
         """
-        widths = [unet.get_submodule(name).to_q.out_features for name in cross_attention_names(unet)]
+        widths = list(backbone.widths)
         if widths != list(self.config.layers):
             raise ValueError(
-                f"The adapter was made for a U-Net with {len(self.config.layers)} cross-attention layers of widths "
-                f"{sorted(set(self.config.layers))}, this one has {len(widths)} of widths {sorted(set(widths))}: "
-                "use the adapter of this base model's family."
+                f"The adapter was made for a base model with {len(self.config.layers)} cross-attention layers of "
+                f"widths {sorted(set(self.config.layers))}, this one has {len(widths)} of widths "
+                f"{sorted(set(widths))}: use the adapter of this base model's family."
             )
 
     def tokens(self, features: ReferenceFeatures) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusers.models.attention import BasicTransformerBlock
 
-from realcustom.models.attention import cross_attention_names
+from realcustom.models.unet import cross_attention_names
 
 # Kinds of input a block meets in a run: each level, with and without references, with and without recorded maps.
 KINDS = 64

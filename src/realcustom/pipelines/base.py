@@ -1,66 +1,85 @@
-"""What the SD v1.5 and SDXL pipelines share: loading, and the call from encoded prompt to images."""
+"""What the SD v1.5 and SDXL pipelines share: loading, and one way from a call to its images.
+
+A family (`realcustom.pipelines.sd15`, `.sdxl`) says how its text is encoded; everything else is `RealCustomMixin.draw`.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from realcustom.encoders.cache import FeatureCache
-from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.encoders.target_word import check_prompt_length
-from realcustom.guidance.guidance_scale import EVERYWHERE, Guidance, Interval, SingleScale, TextAndImageScale
+from realcustom.guidance.guidance_scale import EVERYWHERE, choose_guidance
 from realcustom.guidance.mask import MaskSettings
-from realcustom.hub.bundled import model_folder
-from realcustom.models.adapter import GUIDANCE, RealCustomAdapter
-from realcustom.models.attention import installed
+from realcustom.models.adapter import GUIDANCE
+from realcustom.models.backbone import Text
 from realcustom.models.compiled import compile_blocks
-from realcustom.pipelines.branches import Conditions, Text, denoise, mask_grid
-from realcustom.pipelines.output import RealCustomOutput, decode_latents
-from realcustom.pipelines.subjects import reference_functions, regions_of
+from realcustom.models.unet import UNetBackbone
+from realcustom.pipelines.callbacks import StepTensors
+from realcustom.pipelines.components import OWN_COMPONENTS, checked, load_components
+from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise
+from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
+from realcustom.pipelines.references import fixed_references, scored_references
+from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.types import Subject
 
-OWN_COMPONENTS = {"adapter": RealCustomAdapter, "reference_encoder": ReferenceEncoder}
+STEPS = 25  # of a call with subjects that names none; the papers' and the release's number
+
+# What a call takes besides the stock pipeline's arguments, with its defaults.
+OWN_ARGUMENTS: dict[str, Any] = {
+    "image_guidance_scale": None,
+    "guidance_interval": EVERYWHERE,
+    "mask": None,
+    "keep_share": 0.8,
+}
+
+
+def stock_arguments(stock_call: Callable, refused: Sequence[str]) -> Callable[[Callable], Callable]:
+    """Gives a pipeline's `__call__(self, prompt, subjects, **arguments)` the signature it really has.
+
+    That is the stock pipeline's, with our own arguments behind it; tools and users that ask the signature see all.
+
+    Args:
+        stock_call: the stock pipeline's `__call__`.
+        refused: of its arguments those that cannot be used together with subjects.
+    """
+    stock = {
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(stock_call).parameters.items()
+        if name not in ("self", "prompt") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    ours = [inspect.Parameter(name, keyword, default=value) for name, value in OWN_ARGUMENTS.items()]
+
+    def give(function: Callable) -> Callable:
+        first = list(inspect.signature(function).parameters.values())[:3]
+        function.__signature__ = inspect.Signature([*first, *stock.values(), *ours])
+        function.refused = frozenset(refused)
+        return function
+
+    return give
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """One generation, prompt already encoded.
+class Prompts:
+    """What a call reads.
 
     Attributes:
-        rows: word -> subject, at least one of each, for every prompt of the batch, or one entry for all.
-        text, negative: encoded prompts, B rows each.
-        token_weights: (B, S, T).
-        height, width: of the images in pixels.
-        steps: number of denoising steps.
-        guidance: which formula combines the predictions.
-        mask: settings of the guidance mask.
-        keep_share: gamma_num of RealCustom's scoring module.
-        generator, latents, eta, output_type: as in diffusers' pipelines.
-        unet_kwargs: passed to every U-Net call.
-        on_step, on_step_tensors: diffusers' callback_on_step_end and the names it wants.
+        texts: per prompt of the batch what each tokenizer reads, textual inversions spelled out.
+        rows: word -> subject, at least one of each, for every prompt, or one entry for all.
+        images: number of images of each prompt.
     """
 
+    texts: list[tuple[str, ...]]
     rows: list[dict[str, Subject]]
-    text: Text
-    negative: Text | None
-    token_weights: torch.Tensor
-    height: int
-    width: int
-    steps: int
-    guidance: Guidance
-    mask: MaskSettings
-    keep_share: float
-    generator: torch.Generator | list[torch.Generator] | None
-    latents: torch.Tensor | None
-    eta: float
-    output_type: str
-    unet_kwargs: dict
-    on_step: Callable | None
-    on_step_tensors: list[str]
+    images: int
 
 
 class RealCustomMixin:
@@ -78,13 +97,19 @@ class RealCustomMixin:
         Raises:
             ValueError: the adapter does not fit the base model.
         """
-        pipe = super().from_pretrained(model_folder(pretrained_model_name_or_path), **_loaded_components(kwargs))
-        return _checked(pipe)
+        from realcustom.hub.bundled import model_folder
+
+        return checked(super().from_pretrained(model_folder(pretrained_model_name_or_path), **load_components(kwargs)))
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, **kwargs):
         """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`."""
-        return _checked(super().from_single_file(pretrained_model_link_or_path, **_loaded_components(kwargs)))
+        return checked(super().from_single_file(pretrained_model_link_or_path, **load_components(kwargs)))
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """Share the networks of another pipeline; `adapter` and `reference_encoder` as in `from_pretrained`."""
+        return checked(super().from_pipe(pipeline, **load_components(kwargs)))
 
     @property
     def feature_cache(self) -> FeatureCache:
@@ -94,11 +119,17 @@ class RealCustomMixin:
             cache = self.__dict__["_feature_cache"] = FeatureCache(self.reference_encoder)
         return cache
 
+    @property
+    def tokenizers(self) -> list:
+        """The tokenizers that read the prompt: one, or SDXL's two."""
+        both = (self.tokenizer, getattr(self, "tokenizer_2", None))
+        return [tokenizer for tokenizer in both if tokenizer is not None]
+
     def guidance_scales(
         self, guidance_scale: float | None, image_guidance_scale: float | None
     ) -> tuple[float, float | None]:
-        """Both scales of a call: as given, or the adapter's own where neither is; an image scale given alone comes with
-        the adapter's text scale, a guidance scale given alone is the only one."""
+        """Both scales of a call with subjects: as given, or the adapter's own where neither is; an image scale given
+        alone comes with the adapter's text scale, a guidance scale given alone is the only one."""
         own = GUIDANCE if self.adapter is None else self.adapter.config.guidance
         if guidance_scale is None and image_guidance_scale is None:
             return tuple(own)
@@ -109,21 +140,32 @@ class RealCustomMixin:
         """The mask of calls that give none: everything by default but the scope, which is the adapter's own."""
         return MaskSettings() if self.adapter is None else MaskSettings(scope=self.adapter.config.scope)
 
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained at."""
+        side = self.unet.config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def backbone(self, options: Mapping[str, Any] | None = None) -> UNetBackbone:
+        """The network behind the seam; `options` are passed to every call of it."""
+        return UNetBackbone(self.unet, options)
+
     def compile_blocks(self, **options) -> None:
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""
         compile_blocks(self.unet, **options)
 
-    def texts_for(self, prompt, tokenizer) -> list[str]:
+    def texts_for(self, prompt, tokenizer, name: str = "prompt") -> list[str]:
         """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out.
 
         Raises:
-            ValueError: a prompt is longer than the model reads.
+            ValueError: a prompt is longer than the model reads; the sentence says which by `name`.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if isinstance(self, TextualInversionLoaderMixin):
             prompts = [self.maybe_convert_prompt(text, tokenizer) for text in prompts]
         for text in prompts:
-            check_prompt_length(tokenizer, text)
+            check_prompt_length(tokenizer, text, name)
         return prompts
 
     def check_ready(self, subjects: Mapping, guidance_scale: float, image_guidance_scale: float | None) -> None:
@@ -137,154 +179,174 @@ class RealCustomMixin:
         for name in OWN_COMPONENTS:
             if getattr(self, name) is None:
                 raise ValueError(f"The pipeline has no {name}, which subjects need: load it with {name}=FOLDER.")
-        self.adapter.check_unet(self.unet)
-        if self.adapter.scoring is not None and len(subjects) > 1:
-            counts = {len(subject.images) for subject in subjects.values()}
-            if len(counts) > 1:
-                raise ValueError("With a RealCustom scoring adapter every subject needs the same number of images.")
-        for name, scale in (("guidance_scale", guidance_scale), ("image_guidance_scale", image_guidance_scale)):
-            if scale is not None and not (scale == scale and 0 <= scale < float("inf")):
-                raise ValueError(f"{name} is {scale}; it is a finite number from 0 on.")
+        if not self.tokenizers:
+            raise ValueError("The pipeline has no tokenizer, without which a subject's word cannot be found.")
+        self.adapter.check(self.backbone())
+        choose_guidance(guidance_scale, image_guidance_scale)
 
-    def _unet_kwargs(self, guidance_scale: float, embeds: torch.Tensor) -> dict:
+    def draw(self, prompt, subjects, arguments: Mapping[str, Any]) -> RealCustomOutput | tuple:
+        """The whole of a call: stock without a subject, guidance branch -> mask -> generation branch with one.
+
+        Args:
+            arguments: as given, by the names of the call's signature.
+
+        Raises:
+            ValueError, TypeError: in one sentence, what cannot be used and why.
+        """
+        inspect.signature(type(self).__call__).bind(self, prompt, subjects, **arguments)
+        rows = as_rows(subjects, prompt)
+        if not rows[0]:
+            return self._stock(prompt, arguments)
+        call = self._completed(prompt, arguments)
+        scales = self.guidance_scales(call["guidance_scale"], call["image_guidance_scale"])
+        for row in rows:
+            self.check_ready(row, *scales)
+        self._check_call(prompt, call)
+        tensors = StepTensors.of(call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"], self)
+        guidance = choose_guidance(*self._network_scales(scales), call["guidance_interval"], call["guidance_rescale"])
+        prompts = Prompts(texts=self._texts(prompt, call), rows=rows, images=call["num_images_per_prompt"] or 1)
+        self._guidance_scale, self._guidance_rescale = scales[0], call["guidance_rescale"]
+        self._clip_skip, self._interrupt = call["clip_skip"], False
+        self._cross_attention_kwargs = call["cross_attention_kwargs"]
+        text, negative = self._encode(prompt, call, guidance.needs_negative)
+        sampling, latents = self._start(call, text)
+        backbone = self.backbone(self._network_options(scales[0], text.embeds))
+        conditions = self._conditions(prompts, (text, negative), backbone, latents, call["keep_share"])
+        loop = denoise(backbone, sampling, latents, conditions, guidance, call["mask"] or self.default_mask)
+        with backbone.installed(), torch.no_grad():
+            latents, masks = self._walk(loop, sampling, tensors)
+        return self._finished(latents, named_masks(masks, rows), text.embeds.dtype, call)
+
+    def _stock(self, prompt, arguments: Mapping[str, Any]) -> RealCustomOutput | tuple:
+        """The stock pipeline's own call; what only subjects use is left out."""
+        stock = {name: value for name, value in arguments.items() if name not in OWN_ARGUMENTS}
+        for name in ("guidance_scale", "num_inference_steps"):
+            if name in stock and stock[name] is None:
+                del stock[name]
+        if "callback_on_step_end_tensor_inputs" in stock:
+            names = stock["callback_on_step_end_tensor_inputs"]
+            stock["callback_on_step_end_tensor_inputs"] = [name for name in names if name != "masks"]
+        out = super().__call__(prompt, **{**stock, "return_dict": True})
+        result = RealCustomOutput(images=out.images, nsfw_content_detected=getattr(out, "nsfw_content_detected", None))
+        return result if arguments.get("return_dict", True) else (result.images, result.masks)
+
+    def _completed(self, prompt, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of a call with subjects: the signature's defaults, ours where the adapter has its own.
+
+        Raises:
+            ValueError: an argument that cannot be used together with subjects is given.
+        """
+        call = type(self).__call__
+        parameters = inspect.signature(call).parameters
+        for name in sorted(call.refused & arguments.keys()):
+            if arguments[name] is not None and arguments[name] != parameters[name].default:
+                raise ValueError(f"{name} cannot be used together with subjects.")
+        if prompt is None:
+            raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
+        values = {name: parameter.default for name, parameter in list(parameters.items())[3:]}
+        values |= {"guidance_scale": None, "num_inference_steps": STEPS}
+        values |= {name: value for name, value in arguments.items() if value is not None}
+        height, width = self.native_size
+        return {**values, "height": values["height"] or height, "width": values["width"] or width}
+
+    def _network_scales(self, scales: tuple[float, float | None]) -> tuple[float, float | None]:
+        """A guidance-distilled U-Net is told its scale and is not guided a second time, as in diffusers."""
+        return scales if self.unet.config.time_cond_proj_dim is None else (1.0, None)
+
+    def _network_options(self, guidance_scale: float, embeds: torch.Tensor) -> dict:
         """What every U-Net call gets besides its input: LoRA scale, and the guidance scale of distilled U-Nets."""
-        kwargs = {"cross_attention_kwargs": self.cross_attention_kwargs}
+        options = {"cross_attention_kwargs": self.cross_attention_kwargs}
         if self.unet.config.time_cond_proj_dim is not None:
             scale = torch.tensor([guidance_scale - 1.0])
             embedding = self.get_guidance_scale_embedding(scale, embedding_dim=self.unet.config.time_cond_proj_dim)
-            kwargs["timestep_cond"] = embedding.to(embeds)
-        return kwargs
+            options["timestep_cond"] = embedding.to(embeds)
+        return options
 
-    def generate(self, call: Call) -> RealCustomOutput:
-        """Reference features -> guidance branch -> mask -> generation branch -> images."""
-        device = self._execution_device
-        batch, dtype = call.text.embeds.shape[0], call.text.embeds.dtype
-        self.scheduler.set_timesteps(call.steps, device=device)
-        timesteps = self.scheduler.timesteps
+    def _start(self, call: Mapping[str, Any], text: Text) -> tuple[Sampling, torch.Tensor]:
+        """The scheduler with its timesteps set, and the initial noise (B, C, h, w)."""
+        device, generator = self._execution_device, call["generator"]
+        timesteps, steps = retrieve_timesteps(
+            self.scheduler, call["num_inference_steps"], device, call["timesteps"], call["sigmas"]
+        )
         latents = self.prepare_latents(
-            batch, self.unet.config.in_channels, call.height, call.width, dtype, device, call.generator, call.latents
-        )
-        latent_size = tuple(latents.shape[-2:])
-        rows = [list(row.values()) for row in call.rows for _ in range(batch // len(call.rows))]
-        rows = rows if len(call.rows) > 1 else rows[:1]
-        regions = regions_of(rows, mask_grid(self.unet, latent_size))
-        reference, negative_reference, keep = reference_functions(
-            self.adapter, self.feature_cache, rows, call.text.embeds, call.keep_share
-        )
-        conditions = Conditions(
-            text=call.text,
-            negative=call.negative,
-            token_weights=call.token_weights.to(device),
+            text.embeds.shape[0], self.unet.config.in_channels, call["height"], call["width"],
+            text.embeds.dtype, device, generator, call["latents"],
+        )  # fmt: skip
+        step_kwargs = self.prepare_extra_step_kwargs(generator, call["eta"])
+        return Sampling(scheduler=self.scheduler, steps=steps, timesteps=timesteps, step_kwargs=step_kwargs), latents
+
+    def _conditions(
+        self,
+        prompts: Prompts,
+        texts: tuple[Text, Text | None],
+        backbone: UNetBackbone,
+        latents: torch.Tensor,
+        keep_share: float,
+    ) -> Conditions:
+        """Everything the loop is conditioned on, on the device that computes."""
+        device, (text, negative) = latents.device, texts
+        words = [list(row) for row in prompts.rows]
+        weights = token_weights(self.tokenizers, prompts.texts, words, text.embeds.shape[1])
+        rows = [list(row.values()) for row in prompts.rows]
+        if len(rows) > 1:
+            rows = [row for row in rows for _ in range(prompts.images)]
+        regions = regions_of(rows, backbone.mask_grid(latents))
+        return Conditions(
+            text=text,
+            negative=negative,
+            token_weights=weights.repeat_interleave(prompts.images, dim=0).to(device),
             strengths=torch.tensor([[subject.strength for subject in row] for row in rows], device=device),
             regions=None if regions is None else regions.to(device),
-            reference=reference,
-            negative_reference=negative_reference,
-            reference_keep=keep,
-            unet_kwargs=call.unet_kwargs,
+            references=self._references(rows, text.embeds, keep_share),
         )
-        step_kwargs = self.prepare_extra_step_kwargs(call.generator, call.eta)
+
+    def _references(self, rows: Sequence[Sequence[Subject]], embeds: torch.Tensor, keep_share: float) -> References:
+        if self.adapter.scoring is None:
+            return fixed_references(self.adapter, self.feature_cache, rows, embeds.device)
+        return scored_references(self.adapter, self.feature_cache, rows, embeds, keep_share, self.scheduler)
+
+    def _walk(self, loop, sampling: Sampling, tensors: StepTensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """All steps: the last latents and the masks (steps, B, S, G, g) float32 on the CPU."""
+        evaluations, order = len(sampling.timesteps), getattr(sampling.scheduler, "order", 1)
+        self._num_timesteps = evaluations
         masks = []
-        self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar, torch.no_grad():
-            with installed(self.unet, latent_size) as attention:
-                loop = denoise(
-                    self.unet,
-                    self.scheduler,
-                    attention,
-                    latents,
-                    timesteps,
-                    conditions,
-                    call.guidance,
-                    call.mask,
-                    step_kwargs,
-                )
-                for step in loop:
-                    latents = self._after_step(step, call)
-                    masks.append(step.masks)
+        with self.progress_bar(total=sampling.steps) as bar:
+            for step in loop:
+                tensors.tell(self, step)
+                masks.append(step.masks)
+                done = step.index + 1
+                if done == evaluations or (done > evaluations - sampling.steps * order and done % order == 0):
                     bar.update()
-                    if self.interrupt:
-                        break
-            stacked = torch.stack(masks).float().cpu()
-            return self._finish(latents, _named(stacked, call.rows), call)
+                if self.interrupt:
+                    break
+        return step.latents, torch.stack(masks).float().cpu()
 
-    def _after_step(self, step, call: Call) -> torch.Tensor:
-        if call.on_step is not None:
-            offered = {"latents": step.latents, "masks": step.masks}
-            wanted = {name: offered[name] for name in call.on_step_tensors if name in offered}
-            returned = call.on_step(self, step.index, step.timestep, wanted) or {}
-            step.latents = returned.get("latents", step.latents)
-        return step.latents
-
-    def _finish(self, latents: torch.Tensor, masks: dict | list[dict], call: Call) -> RealCustomOutput:
+    def _finished(self, latents: torch.Tensor, masks, dtype: torch.dtype, call: Mapping[str, Any]):
+        """Latents (B, C, h, w) to what the call returns."""
         flagged = None
-        if call.output_type == "latent":
+        if call["output_type"] == "latent":
             images = latents
         else:
-            images = decode_latents(self.vae, latents)
-            if getattr(self, "safety_checker", None) is not None:
-                images, flagged = self.run_safety_checker(images, images.device, call.text.embeds.dtype)
-            if getattr(self, "watermark", None) is not None:
-                images = self.watermark.apply_watermark(images)
-            normalise = [True] * len(images) if flagged is None else [not flag for flag in flagged]
-            images = self.image_processor.postprocess(
-                images.detach(), output_type=call.output_type, do_denormalize=normalise
-            )
+            images, flagged = self.pictures(latents, call["output_type"], dtype)
         self.maybe_free_model_hooks()
-        return RealCustomOutput(images=images, masks=masks, nsfw_content_detected=flagged)
+        result = RealCustomOutput(images=images, masks=masks, nsfw_content_detected=flagged)
+        return result if call["return_dict"] else (result.images, result.masks)
 
+    @torch.no_grad()
+    def pictures(
+        self, latents: torch.Tensor, output_type: str = "pil", dtype: torch.dtype | None = None
+    ) -> tuple[Any, list[bool] | None]:
+        """Latents (B, C, h, w) to images, through the safety checker and the watermark where there are any.
 
-def _named(masks: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
-    """Masks (steps, B, S, G, g) by target word: for the whole batch, or for each image where words differ."""
-    if len(rows) == 1:
-        return {word: masks[:, :, index] for index, word in enumerate(rows[0])}
-    each = masks.shape[1] // len(rows)
-    return [
-        {word: masks[:, image : image + 1, index] for index, word in enumerate(rows[image // each])}
-        for image in range(masks.shape[1])
-    ]
-
-
-def choose_guidance(
-    guidance_scale: float, image_guidance_scale: float | None, interval: Interval = EVERYWHERE
-) -> Guidance:
-    """RealCustom Eq. 13 when an image scale is given, else the release's single scale.
-
-    Raises:
-        ValueError: the interval is empty or not within 0 and 1.
-    """
-    low, high = interval
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"The guidance interval is {low} to {high}; it lies within 0 and 1, the lower end first.")
-    if image_guidance_scale is None:
-        return SingleScale(guidance_scale, (low, high))
-    return TextAndImageScale(guidance_scale, image_guidance_scale, (low, high))
-
-
-def callback_tensors(callback, names: Sequence[str]) -> list[str]:
-    """The tensors a callback wants: a `PipelineCallback` says so itself."""
-    return list(callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else names)
-
-
-def _loaded_components(kwargs: dict) -> dict:
-    """Replace folders and hub ids of our own components by the loaded objects."""
-    kwargs = dict(kwargs)
-    for name, kind in OWN_COMPONENTS.items():
-        source = kwargs.get(name)
-        if source is not None and not isinstance(source, torch.nn.Module):
-            dtype = {"torch_dtype": kwargs["torch_dtype"]} if "torch_dtype" in kwargs else {}
-            dtype = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else dtype
-            kwargs[name] = _component_class(kind, source).from_pretrained(source, **dtype)
-    return kwargs
-
-
-def _component_class(kind: type, source) -> type:
-    """RealCustom's CLIP encoder says so in its configuration."""
-    if kind is ReferenceEncoder and ClipReferenceEncoder.load_config(source)["_class_name"] == "ClipReferenceEncoder":
-        return ClipReferenceEncoder
-    return kind
-
-
-def _checked(pipe):
-    if pipe.adapter is not None and pipe.unet is not None:
-        pipe.adapter.check_unet(pipe.unet)
-    return pipe
+        Returns:
+            the images as `output_type` says, and the safety checker's verdicts: a picture that it refuses is black.
+        """
+        flagged = None
+        images = decode_latents(self.vae, latents)
+        if getattr(self, "safety_checker", None) is not None:
+            images, flagged = self.run_safety_checker(images, images.device, dtype or latents.dtype)
+        if getattr(self, "watermark", None) is not None:
+            images = self.watermark.apply_watermark(images)
+        normalise = [True] * len(images) if flagged is None else [not flag for flag in flagged]
+        images = self.image_processor.postprocess(images.detach(), output_type=output_type, do_denormalize=normalise)
+        return images, flagged

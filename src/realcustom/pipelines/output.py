@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,15 +35,36 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     upcast = dtype == torch.float16 and getattr(config, "force_upcast", False)
     if upcast:
         vae.to(dtype=torch.float32)
-    latents = latents.to(vae.dtype)
-    if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (config.latents_mean, config.latents_std)
-        )
-        latents = latents * std / config.scaling_factor + mean
-    else:
-        latents = latents / config.scaling_factor
-    image = vae.decode(latents, return_dict=False)[0]
-    if upcast:
-        vae.to(dtype=dtype)
+    try:
+        image = vae.decode(_unscaled(latents.to(vae.dtype), config), return_dict=False)[0]
+    finally:
+        if upcast:
+            vae.to(dtype=dtype)
     return image
+
+
+def _unscaled(latents: torch.Tensor, config) -> torch.Tensor:
+    """Latents of unit variance to the VAE's own statistics."""
+    if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
+        return latents / config.scaling_factor
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (config.latents_mean, config.latents_std)
+    )
+    return latents * std / config.scaling_factor + mean
+
+
+def named_masks(
+    masks: torch.Tensor, rows: Sequence[Mapping]
+) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+    """Masks (steps, B, S, G, g) by target word: for the whole batch, or for each image where words differ.
+
+    Args:
+        rows: the subjects by word of every prompt, or one entry for all.
+    """
+    if len(rows) == 1:
+        return {word: masks[:, :, index] for index, word in enumerate(rows[0])}
+    each = masks.shape[1] // len(rows)
+    return [
+        {word: masks[:, image : image + 1, index] for index, word in enumerate(rows[image // each])}
+        for image in range(masks.shape[1])
+    ]

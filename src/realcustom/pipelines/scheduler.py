@@ -19,14 +19,14 @@ class CleanSchedulerOutput(SchedulerOutput):
 
 
 def trailing_timesteps(steps: int, train_timesteps: int = 1000) -> np.ndarray:
-    """Timesteps T - 1, T - 1 - T/n, ... of n steps, rounded half to even.
+    """Timesteps T - 1, T - 1 - T/n, ... of n steps, 1 subtracted before they are rounded half to even.
 
     Raises:
         ValueError: fewer than one step or more than there are timesteps.
     """
     if not 1 <= steps <= train_timesteps:
         raise ValueError(f"{steps} steps asked for; the model was trained with {train_timesteps}, so 1 to that many.")
-    return np.round(train_timesteps - np.arange(steps) * (train_timesteps / steps)).astype(np.int64) - 1
+    return np.round(train_timesteps - np.arange(steps) * (train_timesteps / steps) - 1).astype(np.int64)
 
 
 class RealCustomScheduler(DPMSolverSinglestepScheduler):

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
-from realcustom.guidance.guidance_scale import EVERYWHERE
-from realcustom.guidance.mask import MaskSettings
-from realcustom.pipelines.base import Call, RealCustomMixin, callback_tensors, choose_guidance
-from realcustom.pipelines.branches import Text
+from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
+from realcustom.models.adapter import RealCustomAdapter
+from realcustom.models.backbone import Text
+from realcustom.pipelines.base import RealCustomMixin, stock_arguments
 from realcustom.pipelines.output import RealCustomOutput
-from realcustom.pipelines.subjects import as_rows, token_weights
+
+REFUSED = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+    "ip_adapter_image",
+    "ip_adapter_image_embeds",
+    "denoising_end",
+)
 
 
 class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
     """diffusers' StableDiffusionXLPipeline with subjects; without subjects it is that pipeline, pixel for pixel.
 
     `released_conditioning` (saved with the pipeline) feeds the U-Net what the authors' release fed it when subjects
-    are given: the pooled text before its projection, and sizes with the width first. Stock SDXL projects the pooled
-    text and puts the height first; adapters converted from the release want the former.
+    are given: the pooled text before its projection, sizes with the width first, and "" where no negative prompt is
+    given. Stock SDXL projects the pooled text, puts the height first and takes zeros for a missing negative prompt;
+    adapters converted from the release want the former.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->reference_encoder->adapter->unet->vae"
@@ -29,17 +48,17 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
 
     def __init__(
         self,
-        vae,
-        text_encoder,
-        text_encoder_2,
-        tokenizer,
-        tokenizer_2,
-        unet,
-        scheduler,
-        image_encoder=None,
-        feature_extractor=None,
-        reference_encoder=None,
-        adapter=None,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        reference_encoder: ReferenceEncoder | ClipReferenceEncoder | None = None,
+        adapter: RealCustomAdapter | None = None,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
         released_conditioning: bool = False,
@@ -61,146 +80,65 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         self.register_to_config(released_conditioning=released_conditioning)
 
     @torch.no_grad()
+    @stock_arguments(StableDiffusionXLPipeline.__call__, REFUSED)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         subjects: Mapping | Sequence[Mapping] | None = None,
-        prompt_2: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        negative_prompt_2: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float | None = None,
-        image_guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] = EVERYWHERE,
-        mask: MaskSettings | None = None,
-        keep_share: float = 0.8,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        cross_attention_kwargs: dict | None = None,
-        clip_skip: int | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **stock,
+        **arguments: Any,
     ) -> RealCustomOutput | tuple:
-        """Make images; arguments as `RealCustomPipeline.__call__`, with SDXL's second prompts.
+        """Make images; as `RealCustomPipeline.__call__`, and besides:
 
-        Raises:
-            ValueError: in one sentence, what cannot be used and why.
+        Args:
+            arguments: all of StableDiffusionXLPipeline. A subject's word stands at the same tokens of prompt and
+                prompt_2 (the same text by default). Together with subjects, prompt_embeds, denoising_end and
+                diffusers' own IP-Adapter are not available.
         """
-        rows = as_rows(subjects, prompt)
-        guidance_scale, image_guidance_scale = self.guidance_scales(guidance_scale, image_guidance_scale)
-        for row in rows:
-            self.check_ready(row, guidance_scale, image_guidance_scale)
-        names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        texts = self._texts(prompt, prompt_2)
-        if not rows[0]:
-            out = super().__call__(
-                prompt,
-                prompt_2,
-                height,
-                width,
-                num_inference_steps,
-                guidance_scale=guidance_scale,
-                negative_prompt=negative_prompt,
-                negative_prompt_2=negative_prompt_2,
-                num_images_per_prompt=num_images_per_prompt,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                output_type=output_type,
-                cross_attention_kwargs=cross_attention_kwargs,
-                clip_skip=clip_skip,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=[name for name in names if name != "masks"],
-                **stock,
-            )
-            return RealCustomOutput(images=out.images) if return_dict else (out.images, {})
-        if stock:
-            raise ValueError(f"{', '.join(stock)}: not available together with subjects.")
-        if prompt is None:
-            raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
-        self._texts(negative_prompt, negative_prompt_2)
-        height = height or self.default_sample_size * self.vae_scale_factor
-        width = width or self.default_sample_size * self.vae_scale_factor
-        self.check_inputs(
-            prompt,
-            prompt_2,
-            height,
-            width,
-            None,
-            negative_prompt,
-            negative_prompt_2,
-            callback_on_step_end_tensor_inputs=names,
-        )
-        self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
-        self._cross_attention_kwargs, self._guidance_rescale, self._denoising_end = cross_attention_kwargs, 0.0, None
-        guidance = choose_guidance(guidance_scale, image_guidance_scale, guidance_interval)
-        embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
-            prompt,
-            prompt_2,
-            self._execution_device,
-            num_images_per_prompt,
-            guidance.needs_negative,
-            negative_prompt,
-            negative_prompt_2,
-            lora_scale=(cross_attention_kwargs or {}).get("scale"),
-            clip_skip=clip_skip,
-        )
-        if self.config.released_conditioning:
-            count = num_images_per_prompt
-            pooled = self._unprojected([text[-1] for text in texts], count)
-            if guidance.needs_negative:
-                negatives = self._negatives(negative_prompt, negative_prompt_2, len(texts))
-                negative_pooled = self._unprojected(negatives, count)
-        weights = token_weights(self._tokenizers(), texts, [list(row) for row in rows], embeds.shape[1])
-        ids = self._size_ids(height, width, embeds)
-        result = self.generate(
-            Call(
-                rows=rows,
-                text=Text(embeds=embeds, added={"text_embeds": pooled, "time_ids": ids}),
-                negative=Text(embeds=negative_embeds, added={"text_embeds": negative_pooled, "time_ids": ids})
-                if guidance.needs_negative
-                else None,
-                token_weights=weights.repeat_interleave(num_images_per_prompt, dim=0),
-                height=height,
-                width=width,
-                steps=num_inference_steps,
-                guidance=guidance,
-                mask=mask or self.default_mask,
-                keep_share=keep_share,
-                generator=generator,
-                latents=latents,
-                eta=eta,
-                output_type=output_type,
-                unet_kwargs=self._unet_kwargs(guidance_scale, embeds),
-                on_step=callback_on_step_end,
-                on_step_tensors=names,
-            )
-        )
-        return result if return_dict else (result.images, result.masks)
+        return self.draw(prompt, subjects, arguments)
 
-    def _tokenizers(self) -> list:
-        return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+    def _check_call(self, prompt, call: Mapping[str, Any]) -> None:
+        negatives = call["negative_prompt"], call["negative_prompt_2"]
+        self.check_inputs(prompt, call["prompt_2"], call["height"], call["width"], None, *negatives)
 
-    def _texts(self, prompt, prompt_2) -> list[tuple[str, ...]]:
+    def _texts(self, prompt, call: Mapping[str, Any]) -> list[tuple[str, ...]]:
         """Per prompt of the batch what each tokenizer reads."""
-        if prompt is None:
-            return []
-        both = [prompt, prompt_2 or prompt][-len(self._tokenizers()) :]
-        columns = [self.texts_for(text, tokenizer) for text, tokenizer in zip(both, self._tokenizers(), strict=True)]
+        for negative in (call["negative_prompt"], call["negative_prompt_2"]):
+            for tokenizer in self.tokenizers if negative is not None else ():
+                self.texts_for(negative, tokenizer, "negative prompt")
+        both = [prompt, call["prompt_2"] or prompt][-len(self.tokenizers) :]
+        columns = [self.texts_for(text, tokenizer) for text, tokenizer in zip(both, self.tokenizers, strict=True)]
         if len({len(column) for column in columns}) > 1:
             raise ValueError("prompt and prompt_2 have different lengths: give one of each for every image.")
         return list(zip(*columns, strict=True))
 
-    def _negatives(self, negative_prompt, negative_prompt_2, count: int) -> list[str]:
-        chosen = negative_prompt_2 or negative_prompt or ""
-        return [chosen] * count if isinstance(chosen, str) else list(chosen)
+    def _encode(self, prompt, call: Mapping[str, Any], needs_negative: bool) -> tuple[Text, Text | None]:
+        released, images = self.config.released_conditioning, call["num_images_per_prompt"]
+        negative_prompt = call["negative_prompt"]
+        if released and negative_prompt is None and call["negative_prompt_2"] is None:
+            negative_prompt = ""
+        embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
+            prompt,
+            call["prompt_2"],
+            self._execution_device,
+            images,
+            needs_negative,
+            negative_prompt,
+            call["negative_prompt_2"],
+            lora_scale=(call["cross_attention_kwargs"] or {}).get("scale"),
+            clip_skip=call["clip_skip"],
+        )
+        if released:
+            texts = self._texts(prompt, call)
+            pooled = self._unprojected([text[-1] for text in texts], images)
+            negatives = call["negative_prompt_2"] or negative_prompt
+            negatives = [negatives] * len(texts) if isinstance(negatives, str) else list(negatives)
+            negative_pooled = self._unprojected(negatives, images) if needs_negative else None
+        positive_sizes, negative_sizes = self._sizes(call, embeds)
+        positive = Text(embeds=embeds, added={"text_embeds": pooled, "time_ids": positive_sizes})
+        if not needs_negative:
+            return positive, None
+        added = {"text_embeds": negative_pooled, "time_ids": negative_sizes}
+        return positive, Text(embeds=negative_embeds, added=added)
 
     def _unprojected(self, texts: list[str], repeats: int) -> torch.Tensor:
         """(B, c) pooled text of the second encoder after its final norm, before the projection."""
@@ -211,7 +149,15 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         pooled = encoder.text_model(ids.to(self._execution_device)).pooler_output
         return pooled.repeat_interleave(repeats, dim=0)
 
-    def _size_ids(self, height: int, width: int, embeds: torch.Tensor) -> torch.Tensor:
-        """(B, 6) size conditions: original size, crop corner, target size."""
-        size = (width, height) if self.config.released_conditioning else (height, width)
-        return torch.tensor([[*size, 0, 0, *size]]).to(embeds).expand(embeds.shape[0], -1)
+    def _sizes(self, call: Mapping[str, Any], embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Size conditions (B, 6) of the prompt and of the negative one: original size, crop corner, target size."""
+        size = (call["height"], call["width"])
+        original, target = call["original_size"] or size, call["target_size"] or size
+        if self.config.released_conditioning:
+            original, target = original[::-1], target[::-1]
+        positive = [*original, *call["crops_coords_top_left"], *target]
+        negative = positive
+        if call["negative_original_size"] is not None and call["negative_target_size"] is not None:
+            corner = call["negative_crops_coords_top_left"]
+            negative = [*call["negative_original_size"], *corner, *call["negative_target_size"]]
+        return tuple(torch.tensor([ids]).to(embeds).expand(embeds.shape[0], -1) for ids in (positive, negative))

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from realcustom.models.attention import AttentionContext, level_sizes
+from realcustom.models.attention import VisualKeysValues
+from realcustom.models.backbone import Backbone, Branch, Text
 from realcustom.models.scoring import KEEP_IN_TRAINING
-from realcustom.pipelines.branches import Text
 
 from .conditions import encode_text, latents_of
 from .config import Batch, Modules
@@ -57,8 +57,8 @@ class AdapterLoss:
         with `outside` below 1, `pooled` or `offset` also subjects (B, h, w), above 0 where the references' subjects
         are.
 
-    attention: context of the processors installed on the U-Net. They stay installed between the steps, because
-        gradient checkpointing runs the U-Net once more in the backward pass.
+    backbone: of the U-Net. It stays installed between the steps, because gradient checkpointing runs the U-Net once
+        more in the backward pass.
     scheduler: its configuration decides noise schedule and prediction type.
     empty_tokens: (T,) of the empty caption.
     encode: (modules, tokens, batch) -> Text.
@@ -73,7 +73,7 @@ class AdapterLoss:
         subject: an adapter that is trained at their mean, not at 1, is not too weak behind the mask.
     """
 
-    attention: AttentionContext
+    backbone: Backbone
     scheduler: object
     empty_tokens: Tensor
     encode: Callable[[Modules, Tensor, Batch], Text] = encode_text
@@ -87,7 +87,6 @@ class AdapterLoss:
     presence: float = 1.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        unet = modules["unet"]
         latents = latents_of(modules, batch, generator)
         shares = {"text": self.dropout.text, "reference": self.dropout.reference, "both": self.dropout.both}
         lost_text, lost_reference = drop_conditions(len(batch["tokens"]), **shares, generator=generator)
@@ -100,15 +99,12 @@ class AdapterLoss:
         tokens = torch.where(lost_text[:, None], self.empty_tokens.to(lost_text.device), batch["tokens"])
         text = self.encode(modules, tokens, batch)
         visual = self._visual_tokens(modules, batch["references"], lost_reference, text, noised, generator)
-        self.attention.sizes = level_sizes(noised.latents.shape[-2:], len(unet.config.down_block_types))
-        self.attention.reference = [
+        references = [
             (rearrange(keys, "b n c -> b 1 n c"), rearrange(self.presence * values, "b n c -> b 1 n c"))
             for keys, values in modules["adapter"].keys_values(visual)
         ]
-        self.attention.masks = None
-        prediction = unet(
-            noised.latents, noised.timesteps, encoder_hidden_states=text.embeds, added_cond_kwargs=text.added
-        ).sample
+        branch = Branch(text=text, references=VisualKeysValues(references))
+        (prediction,) = self.backbone.predict(noised.latents, noised.timesteps, [branch])
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
         loss = weighted_error(prediction, noised.target, weights, error_areas(batch, "subjects", self.outside))
         for cells, weight in self.pooled:

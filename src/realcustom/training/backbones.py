@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import installed
+from realcustom.models.unet import UNetBackbone
 
 from .adapter import AdapterLoss, export_adapter
 from .base import tokenize
@@ -31,7 +31,6 @@ def adapter_parts(
     reference_encoder,
     adapter: RealCustomAdapter,
     data: Callable,
-    latent_size: int,
     dtype: torch.dtype | None = None,
     **loss,
 ) -> Parts:
@@ -42,24 +41,24 @@ def adapter_parts(
         reference_encoder: frozen.
         adapter: trained; its keys and values start from the text's.
         data: Feed -> batches.
-        latent_size: height and width of the latents.
         dtype: of the frozen U-Net and text encoders; the autoencoder stays as it is. None changes nothing.
         loss: further arguments of `AdapterLoss`.
     """
-    adapter.init_from_text(base["unet"])
+    backbone = UNetBackbone(base["unet"])
+    adapter.init_from_text(backbone)
     large = "text_encoder_2" in base
     names = ("unet", "vae", "text_encoder", "text_encoder_2") if large else ("unet", "vae", "text_encoder")
     for name in names:
         if name != "vae":
             base[name].to(dtype)
     stack = ExitStack()
-    attention = stack.enter_context(installed(base["unet"], (latent_size, latent_size)))
+    stack.enter_context(backbone.installed())
     empty = torch.from_numpy(tokenize(base["tokenizer"], [""])[0]).long()
     return Parts(
         trained={"adapter": adapter},
         frozen={**{name: base[name] for name in names}, "reference_encoder": reference_encoder},
         loss=AdapterLoss(
-            attention=attention,
+            backbone=backbone,
             scheduler=base["scheduler"],
             empty_tokens=empty,
             encode=encode_text_xl if large else encode_text,

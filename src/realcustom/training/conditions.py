@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from realcustom.pipelines.branches import Text
+from realcustom.models.backbone import Text
 
 from .autoencoder import to_signed
 from .config import Batch, Modules

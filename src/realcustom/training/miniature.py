@@ -21,9 +21,9 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from realcustom.encoders.image import ReferenceEncoder
-from realcustom.miniature.builders import IMAGE_SIZE, LATENT_SIZE, build_reference_encoder
+from realcustom.miniature.builders import IMAGE_SIZE, build_reference_encoder
 from realcustom.models.adapter import RealCustomAdapter
-from realcustom.models.attention import AttentionContext, installed
+from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.sd15 import RealCustomPipeline
 
 from .adapter import AdapterLoss, CurriculumCache, export_adapter
@@ -111,10 +111,11 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
     cache = LatentCache(run.cache, partial(tokenize, base["tokenizer"]), run.count)
     chooser = Chooser(run.curriculum, cache.difficulty[: cache.size], run.samples, run.seed, run.seen)
     stack = ExitStack()
-    attention = stack.enter_context(installed(base["unet"], (LATENT_SIZE, LATENT_SIZE)))
+    backbone = UNetBackbone(base["unet"])
+    stack.enter_context(backbone.installed())
     empty = torch.from_numpy(tokenize(base["tokenizer"], [""])[0]).long()
     sample = AdapterGrid(
-        attention=attention,
+        backbone=backbone,
         tokenizer=base["tokenizer"],
         scheduler=base["scheduler"],
         examples=tuple(run.examples),
@@ -124,7 +125,7 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
     return Parts(
         trained={"adapter": adapter, **learns},
         frozen=frozen if learns else {**frozen, "reference_encoder": encoder},
-        loss=AdapterLoss(attention=attention, scheduler=base["scheduler"], empty_tokens=empty, **loss),
+        loss=AdapterLoss(backbone=backbone, scheduler=base["scheduler"], empty_tokens=empty, **loss),
         data=partial(feed_batches, source=CurriculumCache(cache, chooser)),
         sample=sample if run.examples else None,
         export=export_with_encoder,
@@ -136,11 +137,10 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
 class AdapterGrid:
     """Every example as reference, text only and customised; (modules, step) -> uint8 (H, W, 3).
 
-    `attention` is the training's context on the same U-Net: it is cleared first, since the text-only pictures go
-    through its processors.
+    `backbone` is the training's, installed on the same U-Net, which it lends to the pipeline for the pictures.
     """
 
-    attention: AttentionContext
+    backbone: UNetBackbone
     tokenizer: object
     scheduler: object
     examples: tuple[tuple[str, str, Image.Image], ...]
@@ -148,7 +148,6 @@ class AdapterGrid:
     guidance_scale: float = 3.5
 
     def __call__(self, modules: Modules, step: int) -> np.ndarray:
-        self.attention.text_only()
         pipeline = RealCustomPipeline(
             vae=modules["vae"],
             text_encoder=modules["text_encoder"],
@@ -161,11 +160,12 @@ class AdapterGrid:
         pipeline.set_progress_bar_config(disable=True)
         options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
         cells = []
-        for number, (prompt, word, reference) in enumerate(self.examples):
-            cells.append(reference.resize((IMAGE_SIZE, IMAGE_SIZE)))
-            for subjects in (None, {word: reference}):
-                noise = torch.Generator().manual_seed(number)
-                cells += pipeline(prompt, subjects=subjects, generator=noise, **options).images
+        with self.backbone.lent():
+            for number, (prompt, word, reference) in enumerate(self.examples):
+                cells.append(reference.resize((IMAGE_SIZE, IMAGE_SIZE)))
+                for subjects in (None, {word: reference}):
+                    noise = torch.Generator().manual_seed(number)
+                    cells += pipeline(prompt, subjects=subjects, generator=noise, **options).images
         return grid(np.stack([np.asarray(cell) for cell in cells]), columns=6)
 
 
