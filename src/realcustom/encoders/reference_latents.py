@@ -73,17 +73,22 @@ def pixels(image: Image.Image) -> torch.Tensor:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> 1 c h w").float() / 255 * 2 - 1
 
 
-def encode(vae, images: torch.Tensor) -> torch.Tensor:
+def encode(vae, images: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) as the transformer takes them.
 
     The mean of the posterior: the same picture gives the same latents, so that a seed is one image. The release draws
     a sample from a generator that nothing seeds.
+
+    Args:
+        device: where the VAE computes; None is where it is, which is not the same while its weights are offloaded.
     """
-    mean = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+    mean = vae.encode(images.to(device or vae.device, vae.dtype)).latent_dist.mode()
     return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def reference_latents(vae, images: Sequence[Image.Image]) -> list[torch.Tensor]:
-    """Prepared pictures of any sizes to latents, each (1, C, h, w)."""
-    return [encode(vae, pixels(image)) for image in images]
+def reference_latents(
+    vae, images: Sequence[Image.Image], device: torch.device | str | None = None
+) -> list[torch.Tensor]:
+    """Prepared pictures of any sizes to latents, each (1, C, h, w); `device` as in `encode`."""
+    return [encode(vae, pixels(image), device) for image in images]
