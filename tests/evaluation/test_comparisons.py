@@ -24,7 +24,7 @@ from realcustom.evaluation.textual_inversion import (
     with_placeholder,
     word_embedding,
 )
-from realcustom.guidance.mask import MaskSettings
+from realcustom.guidance.mask import BinaryMask, MaskSettings
 
 SETUP = Setup(steps=2)
 
@@ -45,7 +45,7 @@ def test_the_points_of_the_paradox():
     assert len({point.name for point in points}) == len(points)
     unmasked = next(point for point in points if point.family == "unmasked injection")
     assert unmasked.setup.mask.scope == 1
-    assert unmasked.setup.mask.binary
+    assert unmasked.setup.mask.rule == BinaryMask()
     assert next(p for p in points if "Eq. 13" in p.name).setup.image_guidance_scale == 12.5
 
 

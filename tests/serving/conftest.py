@@ -64,6 +64,16 @@ def idle_client(service):
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
+def until(happens, seconds: float = 20.0) -> None:
+    """Wait for a condition."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
 def wait(client, name: str, seconds: float = 120.0) -> dict:
     """Poll a generation until it is finished."""
     import time

@@ -56,11 +56,18 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def page(chromium, server, asked):
+def refused() -> list[str]:
+    """What the page asked its server for in vain."""
+    return []
+
+
+@pytest.fixture
+def page(chromium, server, asked, refused):
     context = chromium.new_context(viewport=DESKTOP)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     page.on("request", lambda request: asked.append(request.url))
+    page.on("response", lambda response: response.status >= 400 and refused.append(response.url))
     page.goto(server.url)
     page.locator("#generate").wait_for()
     yield page
@@ -85,7 +92,7 @@ def reload(page) -> None:
     page.locator("#generate").wait_for()
 
 
-def test_from_a_reference_to_a_character(page, server, asked, tmp_path):
+def test_from_a_reference_to_a_character(page, server, asked, refused, tmp_path):
     rex = tmp_path / "rex.png"
     if REX.is_file():
         rex.write_bytes(REX.read_bytes())
@@ -141,6 +148,7 @@ def test_from_a_reference_to_a_character(page, server, asked, tmp_path):
     page.locator("#images-0 img").first.wait_for()
     foreign = [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
     assert foreign == []
+    assert refused == []
 
 
 def test_mistakes_are_one_sentence_beside_their_field(page, tmp_path):

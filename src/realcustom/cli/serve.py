@@ -27,13 +27,22 @@ def serve(
         int | None, typer.Option(min=1, help="Images made together; 1 on a CPU, 4 elsewhere.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="REALCUSTOM_TOKEN", help="Secret that every request must bring.")
+        str | None,
+        typer.Option(envvar="REALCUSTOM_TOKEN", help="Secret that every request must bring; other users can see it."),
     ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the secret, which nobody sees then.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of images, generations and characters.")] = FOLDER,
     queue: Annotated[int, typer.Option(min=1, help="Generations that may wait; one more is refused.")] = 32,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds a generation may take.")] = 600.0,
     max_upload: Annotated[float, typer.Option(min=0.01, help="MiB of one request.")] = 32.0,
     max_pixels: Annotated[float, typer.Option(min=0.01, help="Megapixels (2^20) of one picture.")] = 32.0,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0, help="Days that results are kept; default for ever.")
+    ] = None,
+    max_data: Annotated[
+        float | None, typer.Option(min=0.001, help="GiB of --data; above it new requests are refused.")
+    ] = None,
+    max_connections: Annotated[int, typer.Option(min=16, help="Connections at one time.")] = 512,
     engine: Annotated[Place, typer.Option(help="This process, or replicas on a Ray cluster.")] = Place.local,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Ray: engines, or the fewest; default one a GPU or two CPUs.")
@@ -48,19 +57,25 @@ def serve(
     from realcustom.cli.console import quiet
     from realcustom.serving.limits import Limits
 
+    token = _read_token(token, token_file)
     _check_token(host, token)
     if engine is Place.local and (replicas or max_replicas):
         raise ValueError("--replicas and --max-replicas are for --engine ray; the local engine is one.")
     listener = _listen(host, port)
     limits = Limits(
-        queue=queue, seconds=time_limit, upload_bytes=round(max_upload * 2**20), pixels=round(max_pixels * 2**20)
+        queue=queue,
+        seconds=time_limit,
+        upload_bytes=round(max_upload * 2**20),
+        pixels=round(max_pixels * 2**20),
+        keep_days=keep_days,
+        data_bytes=None if max_data is None else round(max_data * 2**30),
+        connections=max_connections,
     )
     quiet()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import uvicorn
-
         from realcustom.serving.app import create_app
+        from realcustom.serving.connections import listen
     except ImportError as error:
         raise ValueError(f"Serving needs more packages ({error.name}): pip install 'realcustom[serve]'.") from error
     from realcustom.serving.service import Service
@@ -70,8 +85,19 @@ def serve(
     app = create_app(Service(loaded, data, limits, name=model), token)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run(sockets=[listener])
+    listen(app, listener, limits.connections)
+
+
+def _read_token(token: str | None, path: Path | None) -> str | None:
+    """The secret, from the file where one is given."""
+    if path is None:
+        return token
+    if token is not None:
+        raise ValueError("Give the token in one place: --token, REALCUSTOM_TOKEN or --token-file.")
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The token file {path} cannot be read.") from error
 
 
 def _check_token(host: str, token: str | None) -> None:

@@ -2,7 +2,11 @@
 
 import io
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,6 +14,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20  # 64 megapixels (8192 x 8192), 192 MiB as RGB
+# Read by Pillow without decoding anything on opening, and without another program. ICO and ICNS decode before their
+# size is known, EPS runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+class TooManyPixels(ValueError):
+    """A header announces so many pixels that nothing more is asked of the file."""
+
 
 ImageSource: TypeAlias = "str | os.PathLike | bytes | Image.Image | np.ndarray"
 
@@ -36,6 +48,60 @@ def open_image(source: ImageSource) -> Image.Image:
     raise ValueError(f"An image must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
 
 
+@lru_cache(maxsize=1)
+def accepted_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are opened; HEIC, of phones, where `pillow_heif` is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return FORMATS
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that the header of a file announces; nothing is decoded.
+
+    Raises:
+        TooManyPixels: far more than `MAX_PIXELS`.
+        ValueError: its header cannot be read, or it is of no accepted format.
+    """
+    with _opened(data, "the given image data") as image:
+        return image.size
+
+
+class DecodingRoom:
+    """How many pixels may be decoded at the same time in this process; others wait. A picture takes about 16 bytes a
+    pixel while it is turned into plain RGB, so that a few large ones at once would take all memory."""
+
+    def __init__(self, pixels: int):
+        self.pixels = self._free = pixels
+        self._changed = threading.Condition()
+        self._holder = threading.local()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Hold room for a picture; a thread that holds some takes no more."""
+        if getattr(self._holder, "holds", False):
+            yield
+            return
+        pixels = min(pixels, self.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        self._holder.holds = True
+        try:
+            yield
+        finally:
+            self._holder.holds = False
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+DECODING = DecodingRoom(MAX_PIXELS)
+
+
 def _from_file(path: Path) -> Image.Image:
     if not path.exists():
         raise ValueError(f"There is no file {path}.")
@@ -49,23 +115,27 @@ def _from_file(path: Path) -> Image.Image:
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
+    with _opened(data, name) as image, DECODING.take(image.width * image.height):
+        return _decoded(image, name)
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """A picture whose header was read; ValueError where there is none."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
         # Pillow's own, larger limit warns or raises while opening; ours below is the one that counts.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=accepted_formats())
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has more than {MAX_PIXELS // 2**20} megapixels.") from error
+        raise TooManyPixels(f"{name} has more than {MAX_PIXELS // 2**20} megapixels.") from error
     except UnidentifiedImageError as error:
         if _looks_like_svg(data):
             raise ValueError(f"{name} is an SVG drawing; export it as PNG first.") from error
         raise ValueError(f"{name} is not an image that can be read.") from error
     except Exception as error:  # broken headers raise many types: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name} is damaged: {_reason(error)}.") from error
-    with image:
-        return _decoded(image, name)
 
 
 def _looks_like_svg(data: bytes) -> bool:
@@ -80,7 +150,8 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{name} is {width} x {height} pixels, more than {MAX_PIXELS // 2**20} megapixels.")
     try:
-        if getattr(image, "n_frames", 1) > 1:
+        # Not asked for the number of frames, which some formats know only by reading them all.
+        if image.tell():
             image.seek(0)
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,10 +14,12 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 
 import realcustom
 from realcustom.serving.blobs import NotHere
+from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
-from realcustom.serving.limits import Busy, TooLarge
+from realcustom.serving.limits import Busy, NoRoom, TooLarge
 from realcustom.serving.rest import router
 from realcustom.serving.service import Service
+from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
 LONGEST = 600  # characters of a sentence; a user's own input may be quoted in it
 
@@ -31,10 +33,13 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
         studio: False leaves the web page out.
     """
 
+    page = studio_app(service) if studio else None
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with page.router.lifespan_context(page) if page else nullcontext():
+            yield
         service.stop()
 
     # The documentation page of FastAPI loads its scripts from elsewhere; the document itself is ours.
@@ -47,37 +52,15 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
         docs_url=None,
         redoc_url=None,
     )
-    _add_problems(app)
+    _add_problems(app, service)
     app.include_router(router(service))
-    if studio:
-        app = _with_studio(app, service)
+    if page is not None:
+        app.router.routes.append(Elsewhere("/", studio_gate(page, service)))
     app.add_middleware(Guard, limits=service.limits, token=token)
     return app
 
 
-def _with_studio(app: FastAPI, service: Service) -> FastAPI:
-    # Before gradio is imported: nothing of it may ask another machine for anything.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(service.store.folder.absolute() / "studio"))
-    import gradio
-
-    from realcustom.serving.studio import build_studio, look
-
-    return gradio.mount_gradio_app(
-        app,
-        build_studio(service),
-        path="/",
-        max_file_size=service.limits.upload_bytes,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        allowed_paths=[str(service.store.pictures.folder.absolute())],
-        **look(),
-    )
-
-
-def _add_problems(app: FastAPI) -> None:
+def _add_problems(app: FastAPI, service: Service) -> None:
     """Every refusal is {"detail": one sentence}."""
 
     @app.exception_handler(PlainHTTPException)
@@ -97,9 +80,23 @@ def _add_problems(app: FastAPI) -> None:
     async def large(_: Request, error: TooLarge):
         return _problem(413, str(error))
 
+    @app.exception_handler(NoRoom)
+    async def crowded(_: Request, error: NoRoom):
+        return _problem(507, str(error))
+
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy):
         return _problem(429, str(error), {"retry-after": str(error.retry_after)})
+
+    async def troubled(_: Request, error: Exception):
+        trouble = storage_trouble(error)
+        if trouble is None:
+            raise error
+        service.store.note(trouble)
+        return _problem(trouble.status, str(trouble), {"retry-after": "10"})
+
+    for kind in (StorageTrouble, OSError, sqlite3.OperationalError):
+        app.add_exception_handler(kind, troubled)
 
 
 def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from pathlib import Path
 
 ID = re.compile(r"[0-9a-f]{64}")
@@ -22,27 +23,23 @@ class Blobs:
         self.folder = Path(folder)
         self.suffix = suffix
         self.what = what
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def put(self, data: bytes) -> str:
         """Keep `data`; returns its id. On disk, and found again after a crash, when this returns."""
         name = hashlib.sha256(data).hexdigest()
         path = self._path(name)
-        if path.is_file():
-            return name
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        if not self.intact(name):
+            write_file(path, data)
+            _sync_folder(path.parent)
         return name
+
+    def intact(self, name: str) -> bool:
+        """Whether the file of an id is there and whole: a disk may have lost or cut it."""
+        try:
+            return hashlib.sha256(self._path(name).read_bytes()).hexdigest() == name
+        except OSError:
+            return False
 
     def path(self, name: str) -> Path:
         """The file of an id; `NotHere` for anything else, so that no name ever leads out of the folder."""
@@ -59,13 +56,29 @@ class Blobs:
         if ID.fullmatch(name):
             self._path(name).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Remove what a killed process left half-written."""
+    def sweep(self, seconds: float = 0.0) -> None:
+        """Remove what a killed process left half-written more than `seconds` ago."""
         for path in self.folder.glob("*/.*.part"):
-            path.unlink(missing_ok=True)
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{self.suffix}"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, to be read by its owner only; its folder is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import html
 import ipaddress
 import json
+import logging
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from realcustom.serving.limits import Limits, TooLarge
 
+log = logging.getLogger(__name__)
+
 COOKIE = "realcustom_token"
-OPEN = ("/v1/health",)  # answers without a token, for load balancers
+OPEN = ("/v1/health", "/v1/ready")  # answers without a token, for load balancers
+
+WRONG = "The token is wrong."
+FREE, SLOWEST, ADDRESSES = 3, 5.0, 10_000  # wrong tokens that are not slowed; seconds at most; addresses remembered
+
+COMMON = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
+BROWSER_API = {**COMMON, "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox"}
+# The page's framework writes scripts and styles into the page itself; nothing comes from elsewhere.
+BROWSER_PAGE = {
+    **COMMON,
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+}
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>realcustom</title><style>body{font:1.1rem system-ui,sans-serif;max-width:24rem;margin:20vh auto;padding:0 1rem}
@@ -43,14 +60,18 @@ class Guard:
 
     def __init__(self, app, limits: Limits, token: str | None = None):
         self.app, self.limits, self.token = app, limits, token
+        self._failures: dict[str, int] = {}  # wrong tokens by address
 
     async def __call__(self, scope, receive, send) -> None:
         """Pass a request on, or answer it here."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        send = _with_headers(send, BROWSER_API if scope["path"].startswith("/v1/") else BROWSER_PAGE)
         refused = self._refusal(scope, headers)
         if refused is not None:
+            if refused[1] == WRONG:
+                await self._slow_down(scope)
             return await _answer(scope, receive, send, *refused)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.limits.upload_bytes:
@@ -58,9 +79,8 @@ class Guard:
         return await self._bounded(scope, receive, send)
 
     def _refusal(self, scope, headers: dict[str, str]):
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
         if self.token is None:
-            if not is_loopback(host):
+            if not is_loopback(_host_name(headers.get("host", ""))):
                 return 403, "This server answers only under the name of this machine: http://127.0.0.1."
             if _foreign(headers):
                 return 403, "This request comes from a page of another site."
@@ -70,20 +90,28 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._right(given.strip()):
             return None
-        cookie = SimpleCookie()
-        cookie.load(headers.get("cookie", "").encode("ascii", "ignore").decode())
-        if COOKIE in cookie and self._right(cookie[COOKIE].value):
+        if any(self._right(value) for value in _cookies(headers.get("cookie", ""))):
             return None if not _foreign(headers) else (403, "This request comes from a page of another site.")
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
         if scope.get("method") == "GET" and scope["path"] == "/" and asked and self._right(asked[0]):
-            return 303, "", [("location", "/"), ("set-cookie", _cookie(self.token))]
-        sentence = "The token is wrong." if given or asked else "This server needs its token."
+            return 303, "", [("location", "/"), ("set-cookie", _cookie(self.token, _encrypted(scope, headers)))]
+        sentence = WRONG if given or asked else "This server needs its token."
         if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
-            return 401, PAGE.replace("SENTENCE", html.escape(sentence)), [("content-type", "text/html; charset=utf-8")]
+            return 401, sentence, [("content-type", "text/html; charset=utf-8")]
         return 401, sentence, [("www-authenticate", "Bearer")]
 
     def _right(self, given: str) -> bool:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode("utf-8", "replace"))
+
+    async def _slow_down(self, scope) -> None:
+        """Let a wrong token be answered the later, the more of them came from an address; right ones never wait."""
+        address = (scope.get("client") or ("unknown",))[0]
+        count = self._failures.pop(address, 0) + 1
+        self._failures[address] = count
+        if len(self._failures) > ADDRESSES:
+            del self._failures[next(iter(self._failures))]
+        log.warning("wrong token from %s (%d in all)", address, count)
+        await asyncio.sleep(min(SLOWEST, 0.1 * 2 ** min(count - 1, 16)) if count > FREE else 0)
 
     def _too_large(self) -> str:
         return f"A request has at most {self.limits.upload_bytes / 2**20:g} MiB here."
@@ -113,17 +141,63 @@ class Guard:
                 await _answer(scope, receive, send, 413, self._too_large())
 
 
+def _host_name(text: str) -> str:
+    """The name in a Host header, "" where it cannot be read."""
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _foreign(headers: dict[str, str]) -> bool:
-    """Whether a browser says that a page of another site sent this."""
+    """Whether a browser says that a page of another site sent this.
+
+    Sec-Fetch-Site says it whatever a proxy made of the Host; browsers send it under TLS and to this machine. Elsewhere
+    the origin is compared with the Host that the browser saw.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        # Following a link of another site to the page is no request of that site's own.
+        return site not in ("same-origin", "none") and headers.get("sec-fetch-mode") != "navigate"
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host", "")
+    if origin is None:
+        return False
+    try:
+        netloc = urlsplit(origin).netloc
+    except ValueError:
+        return True
+    return not netloc or netloc not in (headers.get("host", ""), headers.get("x-forwarded-host", ""))
 
 
-def _cookie(token: str) -> str:
+def _encrypted(scope, headers: dict[str, str]) -> bool:
+    """Whether the browser speaks TLS, with us or with a proxy."""
+    return "https" in (scope.get("scheme"), headers.get("x-forwarded-proto", "").split(",")[0].strip().lower())
+
+
+def _cookies(text: str) -> list[str]:
+    """All values of our cookie; other sites' servers on this host may have set others, well formed or not."""
+    pairs = [part.strip().partition("=") for part in text.split(";")]
+    return [value.strip('"') for name, _, value in pairs if name == COOKIE]
+
+
+def _cookie(token: str, secure: bool) -> str:
     cookie = SimpleCookie()
     cookie[COOKIE] = token
-    cookie[COOKIE].update({"httponly": True, "samesite": "Strict", "path": "/"})
+    cookie[COOKIE].update({"httponly": True, "samesite": "Strict", "path": "/", "secure": secure})
     return cookie[COOKIE].OutputString()
+
+
+def _with_headers(send, headers: dict[str, str]):
+    """`send` with what a browser must know of every answer."""
+
+    async def sending(message) -> None:
+        if message["type"] == "http.response.start":
+            told = {name.lower() for name, _ in message["headers"]}
+            more = [(name.encode(), value.encode()) for name, value in headers.items() if name.encode() not in told]
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return sending
 
 
 async def _answer(scope, receive, send, status: int, text: str, headers: list[tuple[str, str]] | None = None) -> None:
@@ -131,7 +205,7 @@ async def _answer(scope, receive, send, status: int, text: str, headers: list[tu
         await receive()
         return await send({"type": "websocket.close", "code": 4401})
     headers = list(headers or [])
-    body = text.encode()
+    body = PAGE.replace("SENTENCE", html.escape(text)).encode()
     if not any(name == "content-type" for name, _ in headers):
         headers.append(("content-type", "application/json"))
         body = json.dumps({"detail": text}).encode()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import Image
-
+from realcustom.pictures.opening import TooManyPixels, picture_size
 from realcustom.types import finite, whole
 
 
@@ -21,7 +18,10 @@ class Limits:
     pixels: of one uploaded picture.
     pictures: reference pictures of one generation.
     images: images that one generation may ask for.
-    days: how long an upload that nothing uses is kept; a server that starts removes older ones.
+    days: how long an upload that nothing uses is kept.
+    keep_days: how long a finished generation is kept; None for ever.
+    connections: that may be open at one time.
+    data_bytes: of the whole data folder; once it holds more, uploads and generations are refused. None for no bound.
     """
 
     queue: int = 32
@@ -31,17 +31,28 @@ class Limits:
     pictures: int = 16
     images: int = 16
     days: float = 7.0
+    keep_days: float | None = None
+    data_bytes: int | None = None
+    connections: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("queue", "upload_bytes", "pixels", "pictures", "images"):
+        for name in ("queue", "upload_bytes", "pixels", "pictures", "images", "connections"):
             whole(f"The limit {name}", getattr(self, name), 1, 2**40)
         finite("The limit days", self.days, 0.0, 1e6)
+        if self.keep_days is not None:
+            finite("The limit keep_days", self.keep_days, 0.0, 1e6)
+        if self.data_bytes is not None:
+            whole("The limit data_bytes", self.data_bytes, 1, 2**60)
         if not self.seconds > 0:
             raise ValueError(f"The limit seconds must be above 0, not {self.seconds}.")
 
 
 class TooLarge(ValueError):
     """Something has more bytes or pixels than the server takes."""
+
+
+class NoRoom(RuntimeError):
+    """The data folder holds as much as it may."""
 
 
 class Busy(RuntimeError):
@@ -52,21 +63,19 @@ class Busy(RuntimeError):
         self.retry_after = retry_after
 
 
-def check_pixels(data: bytes, limits: Limits) -> None:
-    """TooLarge where the header of a picture announces more pixels than allowed; nothing is decoded.
+def check_pixels(data: bytes, limits: Limits) -> int:
+    """How many pixels the header of a picture announces; nothing is decoded.
 
-    What cannot be read at all passes: `open_image` has the sentence for it.
+    Raises:
+        TooLarge: more than allowed.
+        ValueError: it is no picture of an accepted format.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-    except Image.DecompressionBombError:
+        width, height = picture_size(data)
+    except TooManyPixels:
         raise TooLarge(f"The picture has more than {limits.pixels / 2**20:g} megapixels, the most here.") from None
-    except Exception:  # broken headers raise many types
-        return
     if width * height > limits.pixels:
         raise TooLarge(
             f"The picture is {width} x {height} pixels, more than the {limits.pixels / 2**20:g} megapixels taken here."
         )
+    return width * height

@@ -1,54 +1,59 @@
-"""Counters of a server in Prometheus' text format."""
+"""Counters of a server for Prometheus."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # seconds
 OUTCOMES = ("accepted", "rejected", "done", "failed", "cancelled")
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Gauges = Mapping[str, tuple[str, float]]  # name -> (help, value)
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 
 class Metrics:
-    """What happened since the server started."""
+    """What happened since the server started.
 
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._outcomes = dict.fromkeys(OUTCOMES, 0)
-        self._buckets = [0] * len(BUCKETS)
-        self._seconds = 0.0
-        self._runs = 0
-        self._made = 0
+    gauges: what can be measured at this moment, asked at every page.
+    """
+
+    def __init__(self, gauges: Callable[[], Gauges] = dict):
+        # Of its own: several services in one process count for themselves.
+        self._registry = CollectorRegistry()
+        disable_created_metrics()
+        self._generations = Counter(
+            "realcustom_generations", "Generations by what became of them.", ["outcome"], registry=self._registry
+        )
+        for outcome in OUTCOMES:
+            self._generations.labels(outcome)
+        self._runs = Histogram(
+            "realcustom_run_seconds", "Seconds of one run of the engine.", buckets=BUCKETS, registry=self._registry
+        )
+        self._gauges = gauges
+        self._registry.register(self)
 
     def count(self, outcome: str) -> None:
         """One more generation was accepted, rejected, done, failed or cancelled."""
-        with self._lock:
-            self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        self._generations.labels(outcome).inc()
 
-    def observe(self, seconds: float, made: int) -> None:
-        """One run of the engine took `seconds` and finished `made` generations."""
-        with self._lock:
-            self._runs += 1
-            self._made += made
-            self._seconds += seconds
-            for index, bound in enumerate(BUCKETS):
-                self._buckets[index] += seconds <= bound
+    def observe(self, seconds: float) -> None:
+        """One run of the engine took `seconds`."""
+        self._runs.observe(seconds)
 
-    def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """The page that Prometheus reads; `gauges` are name -> (help, value) of this moment."""
-        with self._lock:
-            lines = _head("realcustom_generations_total", "counter", "Generations by what became of them.")
-            lines += [f'realcustom_generations_total{{outcome="{k}"}} {n}' for k, n in self._outcomes.items()]
-            lines += _head("realcustom_run_seconds", "histogram", "Seconds of one run of the engine.")
-            pairs = zip(BUCKETS, self._buckets, strict=True)
-            lines += [f'realcustom_run_seconds_bucket{{le="{bound:g}"}} {count}' for bound, count in pairs]
-            lines.append(f'realcustom_run_seconds_bucket{{le="+Inf"}} {self._runs}')
-            lines += [f"realcustom_run_seconds_sum {self._seconds:.6f}", f"realcustom_run_seconds_count {self._runs}"]
-        for name, (text, value) in gauges.items():
-            lines += [*_head(name, "gauge", text), f"{name} {value:g}"]
-        return "\n".join(lines) + "\n"
+    def text(self) -> str:
+        """The page that Prometheus reads."""
+        return generate_latest(self._registry).decode()
 
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Prometheus asks this at registration, when nothing can be measured yet."""
+        return []
 
-def _head(name: str, kind: str, text: str) -> list[str]:
-    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges of this moment."""
+        for name, (text, value) in self._gauges().items():
+            yield GaugeMetricFamily(name, text, value=value)

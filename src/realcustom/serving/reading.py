@@ -52,7 +52,7 @@ async def read_record(request: Request, service: Service) -> dict[str, Any]:
             raise HTTPException(400, 'The multipart body needs a part named "request" with the settings as JSON.')
     else:
         text, files = await request.body(), {}
-    record = _json(text)
+    record = await run_in_threadpool(_json, text)
     with refusing():
         return await run_in_threadpool(store_pictures, record, files, service)
 

@@ -112,6 +112,14 @@ class Jobs:
             ).rowcount
         return bool(changed)
 
+    def put_back(self, name: str) -> None:
+        """A running generation waits again, as if it had never been begun: its server is being stopped."""
+        with self.store.transaction() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, started = NULL, attempts = attempts - 1 WHERE id = ? AND state = ?",
+                (QUEUED, name, RUNNING),
+            )
+
     def recover(self) -> list[str]:
         """After a restart: ids of what is to be run, oldest first. What was under way too often is interrupted."""
         with self.store.transaction() as database:
@@ -127,6 +135,11 @@ class Jobs:
             )
             database.execute("UPDATE jobs SET state = ?, started = NULL WHERE state = ?", (QUEUED, RUNNING))
         return [row["id"] for row in self.store.rows("SELECT id FROM jobs WHERE state = ? ORDER BY number", QUEUED)]
+
+    def finished_before(self, moment: float) -> list[str]:
+        """Ids of what was finished before a moment in seconds since 1970."""
+        query = "SELECT id FROM jobs WHERE finished < ? AND state NOT IN (?, ?)"
+        return [row["id"] for row in self.store.rows(query, moment, *UNFINISHED)]
 
     def counts(self) -> dict[str, int]:
         """How many generations are in each state."""
@@ -151,6 +164,16 @@ class Jobs:
                     self.store.pictures.remove(image)
             if job.masks and not database.execute("SELECT 1 FROM jobs WHERE masks = ?", (job.masks,)).fetchone():
                 self.store.masks.remove(job.masks)
+
+
+def forget_picture(store: Store, image: str) -> bool:
+    """Remove a picture unless a generation or a character names it; whether it was removed."""
+    with store.transaction() as database:
+        if _used(database, image):
+            return False
+        database.execute("DELETE FROM pictures WHERE id = ?", (image,))
+    store.pictures.remove(image)
+    return True
 
 
 def forget_unused(store: Store, days: float) -> int:

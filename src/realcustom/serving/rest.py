@@ -6,16 +6,16 @@ import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse
+from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 import realcustom
 from realcustom.pictures.opening import open_image
 from realcustom.pictures.overlays import mask_image, overlay
-from realcustom.pictures.png import read_metadata
 from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
-from realcustom.serving.events import events
+from realcustom.serving.events import event_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.metrics import CONTENT_TYPE
 from realcustom.serving.reading import read_picture, read_record, refusing
@@ -53,9 +53,9 @@ def _generations(api: APIRouter, service: Service) -> None:
         """Queue a generation. Poll it, or watch its events, until its state is done."""
         record = await read_record(request, service)
         with refusing():
-            job = await run_in_threadpool(service.submit, record)
-        response.headers["location"] = f"/v1/generations/{job.id}"
-        return service.describe_job(job)
+            made = await run_in_threadpool(lambda: service.describe_job(service.submit(record)))
+        response.headers["location"] = f"/v1/generations/{made['id']}"
+        return made
 
     @api.get("/generations", response_model=schema.JobList, responses=problems(422))
     def list_generations(
@@ -77,7 +77,7 @@ def _generations(api: APIRouter, service: Service) -> None:
 
     @api.get(
         "/generations/{id}/events",
-        response_class=StreamingResponse,
+        response_class=EventSourceResponse,
         responses={
             200: {"content": {"text/event-stream": {}}, "description": "progress and end events"},
             **problems(404),
@@ -86,8 +86,7 @@ def _generations(api: APIRouter, service: Service) -> None:
     def watch_generation(id: Id):
         """Server-sent events: "progress" with step, steps, a preview and the masks as data: URLs; at last "end"."""
         service.jobs.get(id)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(events(service, id), media_type="text/event-stream", headers=headers)
+        return event_response(service, id)
 
     @api.post("/generations/{id}/cancel", response_model=schema.JobView, responses=problems(404))
     def cancel_generation(id: Id):
@@ -111,7 +110,8 @@ def _results(api: APIRouter, service: Service) -> None:
     @api.get("/generations/{id}/images/{index}/metadata", responses=problems(404, 409))
     def get_metadata(id: Id, index: Index) -> dict[str, Any]:
         """The settings of one image: its request, model, device and versions."""
-        return read_metadata(service.store.pictures.path(_image(service, id, index)))
+        with refusing():
+            return service.settings_in(service.store.pictures.path(_image(service, id, index)))
 
     @api.get(
         "/generations/{id}/images/{index}/masks/{word}",
@@ -163,6 +163,14 @@ def _pictures(api: APIRouter, service: Service) -> None:
         """A picture by its id: an upload as plain RGB, or a result."""
         return _file(service, id)
 
+    @api.delete("/images/{id}", status_code=204, responses=problems(404, 409))
+    def remove_picture(id: Id):
+        """Forget a picture that no generation and no character uses."""
+        try:
+            service.remove_picture(id)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+
     @api.get("/images/{id}/face", response_model=schema.FaceView, responses=problems(404, 422))
     def get_face(id: Id):
         """Where the largest face of a picture is."""
@@ -206,7 +214,7 @@ def _characters(api: APIRouter, service: Service) -> None:
     )
     async def change_character(name: Id, request: Request):
         """Put another record in the place of a character; its name may change."""
-        service.cast.get(name)
+        await run_in_threadpool(service.cast.get, name)
         record = await read_record(request, service)
         with refusing():
             return (await run_in_threadpool(service.save_character, record, name)).to_dict()
@@ -223,15 +231,33 @@ def _about(api: APIRouter, service: Service) -> None:
         """The model that is served, with its size and defaults."""
         return {"models": [{"name": service.name, **service.engine.describe()}]}
 
+    # Both only look at what is known, so that they answer whatever else is blocked.
     @api.get("/health", response_model=schema.Health)
-    def health():
-        """Answers as soon as generations can be taken."""
-        return {"status": "ok", "version": realcustom.__version__, "queued": service.runner.waiting}
+    async def health():
+        """Answers as long as the server runs; what is wrong stands in `problems`."""
+        return _health(service)
+
+    @api.get("/ready", response_model=schema.Health, responses={503: {"model": schema.Health}})
+    async def ready(response: Response):
+        """200 while generations are made, 503 while they are not."""
+        state = _health(service)
+        response.status_code = 503 if state["problems"] else 200
+        return state
 
     @api.get("/metrics", response_class=PlainTextResponse)
     def metrics():
         """Counters for Prometheus."""
-        return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _health(service: Service) -> dict[str, Any]:
+    problems = service.runner.problems()
+    return {
+        "status": "troubled" if problems else "ok",
+        "problems": problems,
+        "version": realcustom.__version__,
+        "queued": service.runner.waiting,
+    }
 
 
 def _file(service: Service, name: str) -> FileResponse:

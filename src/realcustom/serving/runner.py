@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from itertools import chain, repeat
 from typing import Any
 
 from realcustom.engine.requests import request_record
@@ -15,11 +16,18 @@ from realcustom.serving.limits import Busy, Limits
 from realcustom.serving.live import Live
 from realcustom.serving.metrics import Metrics
 from realcustom.serving.records import CANCELLED, DONE, FAILED, Job, Jobs
+from realcustom.serving.trouble import storage_trouble
 from realcustom.types import Cancelled, Request, Result
 
 log = logging.getLogger(__name__)
 
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before what the disk or the database refused is tried again
+UNEXPECTED = "This failed unexpectedly; the server's log says where."
 PREVIEW_SECONDS = 0.4  # between two previews, so that watching costs little of the time of making
+
+
+class Stopping(Exception):
+    """The server ends while something waits to be written."""
 
 
 class Runner:
@@ -76,7 +84,10 @@ class Runner:
 
         Raises:
             Busy: too many wait already.
+            StorageTrouble: it could not be kept, or nothing that is made could be.
         """
+        if self.jobs.store.trouble is not None:
+            raise self.jobs.store.trouble
         with self._changed:
             if len(self._waiting) >= self.limits.queue:
                 self.metrics.count("rejected")
@@ -110,9 +121,22 @@ class Runner:
             if live is not None:
                 live.stop("It was cancelled.")
             if name in self._waiting:
+                if self.jobs.end(name, CANCELLED, "It was cancelled."):
+                    self.metrics.count(CANCELLED)
                 self._waiting.remove(name)
-                self._end(name, CANCELLED, "It was cancelled.")
+                self._forget(name)
         return self.jobs.get(name)
+
+    def problems(self) -> list[str]:
+        """Why no generation can be made now, in sentences; empty where all is well."""
+        found = []
+        if self._stopping:
+            found.append("This server is being stopped.")
+        elif not any(thread.is_alive() for thread in self._threads):
+            found.append("Nothing works on the queue of this server.")
+        if self.jobs.store.trouble is not None:
+            found.append(str(self.jobs.store.trouble))
+        return found
 
     def _work(self) -> None:
         while True:
@@ -121,29 +145,65 @@ class Runner:
                     self._changed.wait()
                 if self._stopping:
                     return
-                names = [self._waiting.popleft()]
+                name = self._waiting.popleft()
+            # Whatever happens to one generation, the next one is made.
             try:
-                self._run(names[0])
+                self._run(name)
+            except Stopping:
+                return
             except Exception:
-                log.exception("generation %s", names[0])
-                self._end(names[0], FAILED, "This failed unexpectedly; the server's log says where.")
+                log.exception("generation %s", name)
+                self._forget(name)
+
+    def _steady(self, action: Callable[[], Any]) -> Any:
+        """The value of `action`, tried again as long as the disk or the database refuses it.
+
+        Raises:
+            Stopping: the server ends before it succeeded.
+        """
+        store = self.jobs.store
+        for pause in chain(PAUSES, repeat(PAUSES[-1])):
+            try:
+                value = action()
+            except Exception as error:
+                trouble = storage_trouble(error)
+                if trouble is None:
+                    raise
+                store.note(trouble)
+            else:
+                if store.trouble is not None:
+                    store.note(None)
+                return value
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopping, pause):
+                    raise Stopping
 
     def _run(self, name: str) -> None:
         """One generation, and with it those waiting ones that fit into its batch."""
-        first = self._open(name)
-        if first is None:
-            return
-        group = {name: first} | self._companions(first)
-        begun = [job.id for job in self.jobs.begin(group)]
-        for job in begun:
-            self._live[job].begin(self.limits.seconds)
-        start = time.monotonic()
-        results = self._results(begun, [group[job] for job in begun])
-        for job, result in zip(begun, results, strict=True):
-            self._keep(job, result)
-        took = time.monotonic() - start
-        self.metrics.observe(took, sum(isinstance(result, Result) for result in results))
-        self._seconds += 0.2 * (took - self._seconds)
+        group: dict[str, Request] = {}
+        try:
+            first = self._open(name)
+            if first is None:
+                return
+            group = {name: first}
+            group |= self._companions(first)
+            begun = [job.id for job in self._steady(lambda: self.jobs.begin(group))]
+            for job in begun:
+                self._live[job].begin(self.limits.seconds)
+            start = time.monotonic()
+            results = self._results(begun, [group[job] for job in begun])
+            for job, result in zip(begun, results, strict=True):
+                self._keep(job, result)
+            took = time.monotonic() - start
+            self.metrics.observe(took)
+            self._seconds += 0.2 * (took - self._seconds)
+        except Stopping:
+            raise
+        except Exception:
+            log.exception("generations %s", list(group) or name)
+            # None of them stays "running"; those that are finished stay as they are.
+            for job in group or [name]:
+                self._end(job, FAILED, UNEXPECTED)
 
     def _companions(self, first: Request) -> dict[str, Request]:
         """Waiting generations for the rest of the first one's batch, taken from the queue in their order."""
@@ -166,7 +226,7 @@ class Runner:
     def _open(self, name: str) -> Request | None:
         """The request of a generation; what cannot be opened any more has failed."""
         try:
-            return self.engine.resolve(self.open_job(self.jobs.get(name).request))
+            return self._steady(lambda: self.engine.resolve(self.open_job(self.jobs.get(name).request)))
         except (ValueError, LookupError, OSError) as error:
             with self._changed:
                 if name in self._waiting:
@@ -189,21 +249,26 @@ class Runner:
 
     def _keep(self, name: str, result: Result | Exception) -> None:
         if isinstance(result, Result):
-            store = self.jobs.store
-            images = [store.add_picture(*pair)["id"] for pair in zip(result.images, result.metadata, strict=True)]
-            self.jobs.finish(name, images, store.add_masks(result.masks) if result.masks else None)
+            self._steady(lambda: self._store(name, result))
             self.metrics.count(DONE)
             self._forget(name)
         elif isinstance(result, Cancelled):
             reason = self._live[name].reason
-            # Without a reason the server is ending: the generation stays unfinished, and the next server runs it.
-            if reason is not None:
+            # Without a reason the server is ending: the next server runs it, and this was no crash.
+            if reason is None:
+                self._steady(lambda: self.jobs.put_back(name))
+            else:
                 self._end(name, CANCELLED if self._live[name].by_user else FAILED, reason)
         else:
             self._end(name, FAILED, _sentence(result))
 
+    def _store(self, name: str, result: Result) -> None:
+        store = self.jobs.store
+        images = [store.add_picture(*pair)["id"] for pair in zip(result.images, result.metadata, strict=True)]
+        self.jobs.finish(name, images, store.add_masks(result.masks) if result.masks else None)
+
     def _end(self, name: str, state: str, error: str) -> None:
-        if self.jobs.end(name, state, error):
+        if self._steady(lambda: self.jobs.end(name, state, error)):
             self.metrics.count(state)
         self._forget(name)
 
@@ -228,4 +293,4 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "There is not enough memory for this: choose a smaller size or fewer images."
-    return "This failed unexpectedly; the server's log says where."
+    return UNEXPECTED

@@ -130,7 +130,8 @@ class ModelList(BaseModel):
 class Health(BaseModel):
     """Whether the server works."""
 
-    status: str
+    status: str = Field(description="ok or troubled.")
+    problems: list[str] = Field(description="Why no generation can be made now; empty where all is well.")
     version: str
     queued: int
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import Reference, check_request
+from realcustom.pictures.opening import DECODING
 from realcustom.pictures.png import read_metadata
-from realcustom.serving.limits import Limits
+from realcustom.serving.limits import Limits, check_pixels
 from realcustom.serving.metrics import Metrics
-from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_unused
+from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_picture
 from realcustom.serving.runner import Runner, stored_request
 from realcustom.serving.store import Store
+from realcustom.serving.upkeep import Upkeep
 from realcustom.types import Request, Subject
 
 OPTIONS = ("describe_characters", "model")  # fields beside those of a request
@@ -33,20 +35,22 @@ class Service:
         self.engine = engine
         self.name = name
         self.limits = limits or Limits()
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.gauges)
         self.store = Store(folder)
         self.jobs = Jobs(self.store)
         self.cast = Cast(self.store)
+        self.upkeep = Upkeep(self.store, self.jobs, self.limits)
         self.runner = Runner(engine, self.jobs, self.open_request, self.limits, self.metrics)
 
     def start(self) -> None:
-        """Begin to work; what an earlier server left unfinished comes first, and old unused uploads go."""
-        forget_unused(self.store, self.limits.days)
+        """Begin to work; what an earlier server left unfinished comes first."""
+        self.upkeep.start()
         self.runner.start()
 
     def stop(self) -> None:
         """End at the next step, keeping the queue for the next start."""
         self.runner.stop()
+        self.upkeep.stop()
         self.store.close()
 
     def submit(self, fields: Mapping[str, Any]) -> Job:
@@ -60,7 +64,10 @@ class Service:
         Raises:
             ValueError: in one sentence, what is wrong with it.
             Busy: the queue is full.
+            NoRoom: the data folder holds as much as it may.
+            StorageTrouble: it cannot be used at the moment.
         """
+        self.store.check_room(0, self.limits)
         return self.runner.add(dict(fields), stored_request(self.check(fields)))
 
     def check(self, fields: Mapping[str, Any]) -> Request:
@@ -102,7 +109,7 @@ class Service:
         Raises:
             ValueError: it carries no settings, or a reference is not in the store.
         """
-        record = dict(read_metadata(path)["request"])
+        record = dict(self.settings_in(path)["request"])
         try:
             subjects = {
                 word: {**subject, "images": [self._known(image, word) for image in subject["images"]]}
@@ -114,6 +121,16 @@ class Service:
         except (KeyError, TypeError, AttributeError):
             raise ValueError("The settings in this picture are damaged.") from None
         return Request.from_dict({**record, "subjects": subjects}).to_dict()
+
+    def settings_in(self, path: str | Path) -> dict[str, Any]:
+        """The settings stored in a PNG; ValueError, which names no path of the server, where there are none."""
+        try:
+            with DECODING.take(check_pixels(Path(path).read_bytes(), self.limits)):
+                return read_metadata(path)
+        except OSError:
+            raise ValueError("This picture cannot be read.") from None
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "This picture")) from None
 
     def describe_job(self, job: Job) -> dict[str, Any]:
         """A generation as the doors show it."""
@@ -148,6 +165,17 @@ class Service:
         for state, count in counts.items():
             gauges[f"realcustom_stored_{state}"] = (f"Generations in the store that are {state}.", count)
         return gauges
+
+    def remove_picture(self, name: str) -> None:
+        """Forget a picture that nothing uses.
+
+        Raises:
+            NotHere: there is none.
+            ValueError: a generation or a character uses it.
+        """
+        self.store.pictures.path(name)
+        if not forget_picture(self.store, name):
+            raise ValueError("This picture is used by a generation or a character; remove those first.")
 
     def save_character(self, record: Mapping[str, Any], replaces: str | None = None) -> Character:
         """Keep a character whose pictures are given by id; errors as `Cast.save`."""

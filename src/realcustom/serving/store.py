@@ -7,14 +7,17 @@ FOLDER/masks/ab/...npz     the guidance masks of every step
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import io
 import json
+import logging
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from realcustom.engine.requests import Reference, pixels_sha256
-from realcustom.pictures.opening import open_image
+from realcustom.pictures.opening import DECODING, open_image
 from realcustom.pictures.png import KEY
 from realcustom.serving.blobs import Blobs
-from realcustom.serving.limits import Limits, TooLarge, check_pixels
+from realcustom.serving.limits import Limits, NoRoom, TooLarge, check_pixels
+from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pictures (
@@ -42,8 +46,13 @@ CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
 CREATE TABLE IF NOT EXISTS characters (
     name TEXT PRIMARY KEY, record TEXT NOT NULL, created REAL NOT NULL, changed REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 """
 
+log = logging.getLogger(__name__)
+
+LARGE = 2**22  # pixels of a picture whose memory is worth giving back at once
+ROOM = 2**20  # bytes that must be free for the folder to be called usable
 DATABASE = "realcustom.sqlite"
 PICTURES = "pictures"
 
@@ -51,15 +60,22 @@ PICTURES = "pictures"
 class Store:
     """One data folder, opened by one server at a time.
 
+    trouble: why it cannot be used at the moment, or None.
+    used: bytes in it, as far as they are known: what was measured and what came since then.
+
     Raises:
         ValueError: the folder cannot be used, or another server uses it.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        # Without links, so that what lies in it can be told by its name.
+        self.folder = Path(os.path.realpath(folder))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._owner = open(self.folder / "lock", "w")  # noqa: SIM115 - held until the server ends
+            # What people upload and make is theirs.
+            self.folder.chmod(0o700)
+            # Held until the server ends.
+            self._owner = os.fdopen(os.open(self.folder / "lock", os.O_CREAT | os.O_WRONLY, 0o600), "w")
         except OSError as error:
             raise ValueError(f"The data folder {folder} cannot be used: {error.strerror}.") from error
         try:
@@ -72,6 +88,11 @@ class Store:
         self.masks = Blobs(self.folder / "masks", ".npz", "mask")
         self.pictures.sweep()
         self.masks.sweep()
+        self.trouble: StorageTrouble | None = None
+        self.used = 0
+        self.measure()
+        # SQLite gives its other files the mode of this one.
+        os.close(os.open(self.folder / DATABASE, os.O_CREAT | os.O_WRONLY, 0o600))
         self._lock = threading.RLock()
         self._database = sqlite3.connect(self.folder / DATABASE, check_same_thread=False, isolation_level=None)
         self._database.row_factory = sqlite3.Row
@@ -92,10 +113,50 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                # A full disk may have ended the transaction already, and one left open would be everybody's.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
+
+    def note(self, trouble: StorageTrouble | None) -> None:
+        """Remember whether the folder can be used; the log says so once at every change."""
+        if str(trouble) != str(self.trouble):
+            log.warning("%s", trouble or "The data folder can be used again.")
+        self.trouble = trouble
+
+    def measure(self) -> None:
+        """Add up the bytes of all files."""
+        total = 0
+        for place, _, files in os.walk(self.folder):
+            for name in files:
+                with suppress(OSError):
+                    total += os.lstat(os.path.join(place, name)).st_size
+        self.used = total
+
+    def check_room(self, size: int, limits: Limits) -> None:
+        """NoRoom where so many more bytes are more than the folder may hold."""
+        if limits.data_bytes is not None and self.used + size > limits.data_bytes:
+            raise NoRoom(f"This server keeps at most {limits.data_bytes / 2**20:g} MiB; remove something first.")
+
+    def probe(self) -> None:
+        """Find out whether there is room for a picture and a record; `trouble` tells."""
+        path = self.folder / ".probe.part"
+        try:
+            try:
+                path.write_bytes(bytes(ROOM))
+            finally:
+                path.unlink(missing_ok=True)
+            with self.transaction() as database:
+                database.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time(),))
+        except (OSError, sqlite3.Error) as error:
+            trouble = storage_trouble(error)
+            if trouble is None:
+                raise
+            self.note(trouble)
+        else:
+            self.note(None)
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query."""
@@ -112,19 +173,32 @@ class Store:
         """
         if len(data) > limits.upload_bytes:
             raise TooLarge(f"The picture has more than {limits.upload_bytes / 2**20:g} MiB, the most here.")
-        check_pixels(data, limits)
-        image = open_image(data)
+        self.check_room(len(data), limits)
+        pixels = check_pixels(data, limits)
+        # All of it in one turn: hashing and encoding take memory as decoding does.
+        with DECODING.take(pixels):
+            kept = self._keep_upload(open_image(data))
+        if pixels > LARGE:
+            give_back_memory()
+        return kept
+
+    def _keep_upload(self, image: Image.Image) -> dict[str, Any]:
         known = self.picture_showing(pixels_sha256(image))
         if known is not None:
+            # Its time begins anew.
+            with self.transaction() as database:
+                database.execute("UPDATE pictures SET created = ? WHERE id = ?", (time.time(), known))
             return {"id": known, "width": image.width, "height": image.height}
         return self.add_picture(image)
 
     def add_picture(self, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep an RGB image as PNG, with its settings if it was made here; {"id", "width", "height"}."""
-        name = self.pictures.put(png_bytes(image, metadata))
+        data = png_bytes(image, metadata)
+        name = self.pictures.put(data)
+        self.used += len(data)
         with self.transaction() as database:
             database.execute(
-                "INSERT OR IGNORE INTO pictures VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
                 (name, pixels_sha256(image), image.width, image.height, time.time()),
             )
         return {"id": name, "width": image.width, "height": image.height}
@@ -136,14 +210,15 @@ class Store:
 
     def picture_showing(self, pixels: str) -> str | None:
         """The id of a picture with these pixels (`pixels_sha256`), the oldest one; None when there is none."""
-        found = self.rows("SELECT id FROM pictures WHERE pixels = ? ORDER BY created LIMIT 1", pixels)
-        return found[0]["id"] if found else None
+        found = self.rows("SELECT id FROM pictures WHERE pixels = ? ORDER BY created", pixels)
+        return next((row["id"] for row in found if self.pictures.intact(row["id"])), None)
 
     def add_masks(self, masks: Mapping[str, np.ndarray]) -> str:
         """Keep masks {word: (steps, images, h, w) in [0, 1]} in 8 bit; returns their id."""
         arrays = {f"mask{index}": np.rint(mask * 255).astype(np.uint8) for index, mask in enumerate(masks.values())}
         stream = io.BytesIO()
         np.savez_compressed(stream, words=np.array(json.dumps(list(masks))), **arrays)
+        self.used += stream.tell()
         return self.masks.put(stream.getvalue())
 
     def read_masks(self, name: str) -> dict[str, np.ndarray]:
@@ -151,6 +226,12 @@ class Store:
         with np.load(io.BytesIO(self.masks.get(name)), allow_pickle=False) as archive:
             words = json.loads(str(archive["words"]))
             return {word: archive[f"mask{index}"].astype(np.float32) / 255 for index, word in enumerate(words)}
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C library keeps of freed blocks; nothing happens where it has no such function."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Small things: not queued behind generations.
 AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
+LAST: dict[str, Any] = {**AT_ONCE, "trigger_mode": "always_last"}
 
 
 def connect(blocks: gr.Blocks, page: Page, service: Service) -> None:
@@ -40,8 +41,9 @@ def _connect_form(page: Page, service: Service) -> None:
         pieces, error = mark(service, prompt, *texts)
         return gr.HighlightedText(pieces, visible=any(label for _, label in pieces)), error
 
-    for part in (form.prompt, *words):
-        part.change(marked, [form.prompt, *words], [form.marked, form.prompt_error], **AT_ONCE)
+    # One after the other, so that the answer to the last change is the one that stays.
+    changes = [part.change for part in (form.prompt, *words)]
+    gr.on(changes, marked, [form.prompt, *words], [form.marked, form.prompt_error], **LAST)
     shown = gr.State([True] + [False] * (MAX_SUBJECTS - 1))
     form.shown = shown
 
@@ -247,8 +249,8 @@ def _connect_people(blocks: gr.Blocks, page: Page, service: Service) -> None:
 def _connect_faces(page: Page, service: Service) -> None:
     people = page.people
     images, faces = people.record[3], people.record[5]
-    for part in (images, *people.sides):
-        part.change(characters.boxed, [images, *people.sides], people.image, **AT_ONCE)
+    changes = [part.change for part in (images, *people.sides)]
+    gr.on(changes, characters.boxed, [images, *people.sides], people.image, **LAST)
 
     def found(pictures):
         sides, error = characters.found_face(pictures)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from realcustom.serving.gate import example_folders
 from realcustom.serving.service import Service
 from realcustom.serving.studio.events import connect
 from realcustom.serving.studio.form import Form, settings_fields, subject_row
@@ -16,7 +16,6 @@ from realcustom.serving.studio.people import People, people_fields
 from realcustom.serving.studio.results import NOTHING
 from realcustom.types import MAX_SUBJECTS
 
-HERE = Path(__file__).resolve()
 EXAMPLES = (
     ("rex.png", "dog", "a dog on the beach"),
     ("tom.png", "cat", "a cat in the snow"),
@@ -75,8 +74,7 @@ class Page:
 
 def build_studio(service: Service) -> gr.Blocks:
     """The studio on a service; it is mounted, not launched."""
-    # What the page copies of pictures is looked at once an hour and forgotten after a day.
-    with gr.Blocks(title="realcustom", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(title="realcustom", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             "<h1>realcustom</h1><p>Your own subject in new images: a reference picture and a word of the prompt.</p>",
             elem_classes="rc-title",
@@ -122,7 +120,7 @@ def _left(service: Service) -> dict[str, Any]:
                 new_seed = gr.Button("New seed", size="sm", min_width=100, elem_id="new-seed")
             describe = gr.Checkbox(label="Add the descriptions of @characters to the prompt")
         form = Form(prompt, prompt_error, marked, describe, settings, settings_error, rows)
-        found = [(folder / name, word, text) for name, word, text in EXAMPLES for folder in _example_folders()]
+        found = [(folder / name, word, text) for name, word, text in EXAMPLES for folder in example_folders()]
         samples = [[[str(path)], word, text] for path, word, text in found if path.is_file()]
         if samples:
             gr.Examples(
@@ -190,8 +188,3 @@ def _collection() -> Collection:
         reuse = gr.Button("Use as reference", min_width=140, interactive=False)
         download = gr.DownloadButton("Download PNG", min_width=140, interactive=False)
     return Collection(gallery, restore, reuse, download, gr.State([]), gr.State(None))
-
-
-def _example_folders() -> list[Path]:
-    """Where the example pictures are: in an installed package, or in a checkout of the project."""
-    return [HERE.parents[2] / "examples", HERE.parents[4] / "examples" / "references"]

@@ -1,0 +1,153 @@
+"""How the server listens: a bounded number of connections, none of which may dawdle, and a log that stays short."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import threading
+import time
+from functools import partial
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADERS = 10.0  # seconds for the head of a request, from the connection or the answer before
+BODY = 30.0  # seconds between two pieces of a body
+UNREAD = 60.0  # seconds that an answer may wait to be read
+BACKLOG = 128  # connections that may wait to be accepted; accepted at once, they are above the bound for a moment
+SPARE = 256  # file handles kept for all else: pictures, database, threads
+DRAIN = 5  # seconds that requests under way get when the server is stopped
+
+REPEATS, WINDOW = 5, 60.0  # how often a message is logged within so many seconds
+
+
+def listen(app, listener: socket.socket, connections: int) -> None:
+    """Serve an ASGI application on a listening socket until the process is told to stop.
+
+    connections: the most at one time; fewer where the process may not open so many files.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Unrepeated())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    config = uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, most=max(16, min(connections, files - SPARE))),
+        # Nothing here speaks websockets; the event loop and the parser are the same everywhere.
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=DRAIN,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP on one connection, closed where its client is too slow, or is one too many.
+
+    Where there are `most` connections, the one that has waited longest for a request gives way to a new one: whoever
+    opens many and says nothing keeps nobody out.
+    """
+
+    def __init__(self, *arguments, most: int, **options):
+        super().__init__(*arguments, **options)
+        self.most = most
+        self.silent_since: float | None = None
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        """A client came; it, or one that says nothing, goes where there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            silent = [other for other in self.connections if other is not self and other.silent_since is not None]
+            leaving = min(silent, key=lambda other: other.silent_since) if silent else self
+            # Out of the count at once: that the socket is closed is told later.
+            self.connections.discard(leaving)
+            if leaving is self:
+                transport.write(b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\n\r\n")
+                transport.close()
+                return
+            leaving.transport.abort()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client left."""
+        self._reading = _cancelled(self._reading)
+        self._writing = _cancelled(self._writing)
+        self.silent_since = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A client sent something."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """An answer was sent."""
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write."""
+        super().pause_writing()
+        self._writing = self._writing or self.loop.call_later(UNREAD, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._writing = _cancelled(self._writing)
+
+    def _watch(self) -> None:
+        """Begin to measure what the client has to do next."""
+        state = self.conn.their_state
+        if self.transport.is_closing() or state not in (h11.IDLE, h11.SEND_BODY):
+            self._reading, self.silent_since = _cancelled(self._reading), None
+        elif state is h11.SEND_BODY:
+            # Every piece counts; the head of a request must come as a whole.
+            self._reading, self.silent_since = _cancelled(self._reading), None
+            self._reading = self.loop.call_later(BODY, self._body_is_late)
+        elif self.silent_since is None:
+            self._reading, self.silent_since = _cancelled(self._reading), self.loop.time()
+            self._reading = self.loop.call_later(HEADERS, self.transport.abort)
+
+    def _body_is_late(self) -> None:
+        if self.flow.read_paused:  # it is we who do not read
+            self._reading = self.loop.call_later(BODY, self._body_is_late)
+        else:
+            self.transport.abort()
+
+
+class Unrepeated(logging.Filter):
+    """Lets a message pass a few times a minute; the last time it says that it will be silent."""
+
+    def __init__(self):
+        super().__init__()
+        self._lock = threading.Lock()
+        self._seen: dict[tuple, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged; records are the same where their texts are before values are put in."""
+        key, now = (record.name, record.levelno, str(record.msg)[:200]), time.monotonic()
+        with self._lock:
+            if len(self._seen) > 1000:
+                self._seen.clear()
+            begun, count = self._seen.get(key, (now, 0))
+            begun, count = (now, 0) if now - begun > WINDOW else (begun, count)
+            self._seen[key] = (begun, count + 1)
+        if count + 1 == REPEATS:
+            record.msg = f"{record.msg} (not repeated within a minute)"
+        return count < REPEATS
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
