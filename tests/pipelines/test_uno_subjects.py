@@ -11,7 +11,7 @@ from realcustom.guidance.contact import StrongestOutside
 from realcustom.guidance.mask import RULES, Updates
 from realcustom.models.flow import image_tokens
 from realcustom.models.flux import Sight
-from realcustom.models.uno_lora import add_lora, released_state
+from realcustom.models.uno_lora import SharedLora
 from realcustom.pipelines.uno_references import UnoSettings
 
 PROMPT = "a dog and a cat on the sofa"
@@ -125,18 +125,19 @@ def test_every_sight_differs(pipe):
 
 
 def test_releases_lora_through_the_pipeline(tokenizer, pipe):
-    donor = build_uno_pipeline(tokenizer).transformer
-    add_lora(donor, rank=3, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in donor.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
     loaded = build_uno_pipeline(tokenizer)
+    lora = SharedLora(loaded.transformer, rank=3)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in lora.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
     plain = draw(loaded, references=[DOG])
-    loaded.load_uno(released_state(donor))
+    loaded.load_uno(lora.released_state())
     assert loaded.get_active_adapters() == ["uno"]
     with_lora = draw(loaded, references=[DOG])
+    attached = build_uno_pipeline(tokenizer)
+    with lora.attached(attached.transformer):
+        assert difference(draw(attached, references=[DOG]), with_lora) <= 1e-5
+    assert difference(draw(attached, references=[DOG]), plain) <= 1e-5
     assert difference(with_lora, plain) > 1e-3
     half = draw(loaded, references=[DOG], joint_attention_kwargs={"scale": 0.5})
     loaded.set_adapters("uno", 0.5)

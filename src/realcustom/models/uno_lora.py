@@ -1,19 +1,20 @@
 """UNO's low-rank weights in the release's names: query, key and value of a stream share one down matrix.
 
 PEFT, which diffusers loads LoRAs with, gives each of the three a down matrix of its own. Loaded they hold the same
-numbers; trained apart they would leave the release's layout. `share_downs` makes them one parameter again.
+numbers; trained apart they would leave the release's layout. `SharedLora` is what is trained here.
 
 Shapes: c features in, C out, r the rank. down is (r, c), up (C, r); a fused up has the rows of q, k and v in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-PAIR = ("down.weight", "up.weight")
 QKV = ("to_q", "to_k", "to_v")
 ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -49,39 +50,67 @@ def released_shapes(transformer, rank: int) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def add_lora(transformer, rank: int, adapter: str = "uno", generator: torch.Generator | None = None) -> None:
-    """A fresh LoRA on the transformer, with shared downs: down N(0, 1 / rank^2), up zero, scale 1."""
-    from peft import LoraConfig
+class SharedLora(nn.Module):
+    """UNO's LoRA as it is trained: one down matrix for q, k and v; down N(0, 1 / rank^2), up zero, scale 1.
 
-    targets = [module for modules in places_of(transformer).values() for module in modules]
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), adapter)
-    share_downs(transformer, adapter, check=False)
-    for modules in places_of(transformer).values():
-        downs, ups = _weights(transformer, modules, adapter)
-        nn.init.normal_(downs[0], std=1 / rank, generator=generator)
-        for up in ups:
-            nn.init.zeros_(up)
-
-
-def share_downs(transformer, adapter: str = "uno", check: bool = True) -> None:
-    """One parameter for the down matrices of q, k and v of a stream; its gradient is then the sum of theirs.
+    Its state dict is the release's file, but for "/" in the place of "." within a pair's name.
 
     Args:
-        check: whether they must hold the same numbers.
-
-    Raises:
-        ValueError: they do not.
+        transformer: FluxTransformer2DModel, which gives the layers and their widths; may lie on the meta device.
+        rank: r.
+        generator: of the fresh weights.
     """
-    for name, modules in places_of(transformer).items():
-        downs, _ = _weights(transformer, modules, adapter)
-        if check and any(not torch.equal(down, downs[0]) for down in downs[1:]):
-            raise ValueError(f"The down matrices of {name} differ: they cannot be shared.")
-        for module in modules[1:]:
-            transformer.get_submodule(module).lora_A[adapter].weight = downs[0]
+
+    def __init__(self, transformer, rank: int, generator: torch.Generator | None = None):
+        super().__init__()
+        self.places = places_of(transformer)
+        self.pairs = nn.ModuleDict()
+        shapes = released_shapes(transformer, rank)
+        for name in self.places:
+            pair = nn.ModuleDict()
+            for part, kind in (("down", "down.weight"), ("up", "up.weight")):
+                rows, columns = shapes[f"{name}.{kind}"]
+                pair[part] = nn.Linear(columns, rows, bias=False)
+            nn.init.normal_(pair["down"].weight, std=1 / rank, generator=generator)
+            nn.init.zeros_(pair["up"].weight)
+            self.pairs[name.replace(".", "/")] = pair
+
+    def released_state(self) -> dict[str, Tensor]:
+        """The release's names -> weights."""
+        return {name.removeprefix("pairs.").replace("/", "."): tensor for name, tensor in self.state_dict().items()}
+
+    def load_released(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of a release file of the same rank, strictly."""
+        own = {name.removeprefix("pairs.").replace("/", "."): name for name in self.state_dict()}
+        self.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()}, strict=True)
+
+    @contextmanager
+    def attached(self, transformer) -> Iterator[None]:
+        """Acts on the transformer's layers for a while, unmerged."""
+        handles = []
+        for name, modules in self.places.items():
+            pair, start = self.pairs[name.replace(".", "/")], 0
+            for module in modules:
+                linear = transformer.get_submodule(module)
+                rows = slice(start, start + linear.out_features)
+                handles.append(linear.register_forward_hook(partial(_add_pair, pair=pair, rows=rows)))
+                start = rows.stop
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add_pair(_module, inputs, output: Tensor, *, pair: nn.ModuleDict, rows: slice) -> Tensor:
+    """A linear layer's output with its rows of the pair added; the pair computes in its own dtype."""
+    down, up = pair["down"].weight, pair["up"].weight[rows]
+    hidden = nn.functional.linear(inputs[0].to(down.dtype), down)
+    return output + nn.functional.linear(hidden, up).to(output.dtype)
 
 
 def released_state(transformer, adapter: str = "uno") -> dict[str, Tensor]:
-    """The LoRA in the release's names, with the same effect at strength 1.
+    """A LoRA that PEFT holds, such as one trained in diffusers, in the release's names, with the same effect.
 
     Where q, k and v have one down matrix (or equal ones) the rank stays. Where any differ, all pairs are written at
     three times the rank: downs one below the other, ups block by block, the others padded with zeros, since a release
