@@ -10,7 +10,7 @@ RAY_STAMP := $(VENV)/.installed-ray
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-parity test-ray test-browser chromium lint format no-torchvision check miniature clean
+.PHONY: install demo dist test test-parity test-ray test-browser chromium lint format no-torchvision check miniature clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ $(STAMP): $(LOCKS) pyproject.toml
 
 demo: install
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py outputs/demo.png
+
+# A wheel in dist/, for pip install dist/realcustom-*.whl.
+dist: install
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/distributed

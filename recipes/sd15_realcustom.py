@@ -67,7 +67,8 @@ def build_real(base: str, clip: str, shards: str, samples: int, workers: int) ->
         samples=samples,
         workers=workers,
     )
-    return adapter_parts(networks, encoder, build_adapter(networks["unet"], encoder), data, dtype=torch.bfloat16)
+    adapter = build_adapter(networks["unet"], encoder)
+    return adapter_parts(networks, encoder, adapter, data, dtype=torch.bfloat16, base_name=base)
 
 
 def build_dry() -> Parts:

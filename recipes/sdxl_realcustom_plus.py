@@ -73,7 +73,9 @@ def build_real(base: str, shards: str, samples: int, workers: int) -> Parts:
         stream_batches, pattern=shards, framing=framing, curriculum=Curriculum(), samples=samples, workers=workers
     )
     adapter = build_adapter(networks["unet"], encoder)
-    return adapter_parts(networks, encoder, adapter, data, dtype=torch.bfloat16, dropout=DROPOUT, min_snr=5.0)
+    return adapter_parts(
+        networks, encoder, adapter, data, dtype=torch.bfloat16, base_name=base, dropout=DROPOUT, min_snr=5.0
+    )
 
 
 def build_dry() -> Parts:

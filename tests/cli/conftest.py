@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import picture
+from loopback import hub as hub
 
 from realcustom.cli import main
 

@@ -50,7 +50,7 @@ def test_images_are_those_of_generate(realcustom, folder, write, tiny_model):
         job("next", subjects={"dog": "@two#1"}, width=96),
     )
     done = realcustom("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model, "--save-masks")
-    assert (done.code, done.lines) == (0, [])
+    assert (done.code, done.lines) == (0, []), done.error
     assert "Images: 5 (" in done.error
     names = ["rex", "two-0", "two-1", "plain", "next"]
     masks = [f"{name}.mask.dog" for name in names if name != "plain"]

@@ -52,11 +52,28 @@ def test_a_prompt_with_a_name_is_the_prompt_with_its_word_and_pictures(realcusto
     assert read_metadata("out/told.png")["request"]["prompt"] == "a dog on the beach, a dog with a red collar"
 
 
+def test_a_mention_and_another_dog_are_two_places_in_every_door(realcustom, folder, tiny_model):
+    realcustom(*REX, "--strength", 0.7)
+    options = ("--model", tiny_model, "--steps", 2)
+    plain = ("--subject", "dog#2=tom.png", "--subject", "dog#1=rex.png", "--strength", "dog#1=0.7", "--save-masks")
+    done = realcustom("generate", "dog and a dog", *plain, *options)
+    assert done.code == 0, done.error
+    assert done.lines[1:] == [f"out.mask.dog-{place}{kind}.png" for place in (2, 1) for kind in ("", ".overlay")]
+    wanted = pixels("out.png")
+    assert realcustom("generate", "@rex and a dog", "--subject", "dog=tom.png", *options, "--out", "b.png").code == 0
+    line = {"id": "one", "prompt": "@rex and a dog", "steps": 2, "subjects": {"dog": "tom.png"}}
+    (folder / "jobs.jsonl").write_text(json.dumps(line))
+    assert realcustom("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model).code == 0
+    for made in ("b.png", "out/one.png", realcustom("repeat", "out/one.png").lines[0]):
+        assert np.array_equal(pixels(made), wanted)
+        assert list(read_metadata(made)["request"]["subjects"]) == ["dog#2", "dog#1"]
+
+
 def test_what_cannot_be_used_is_one_sentence(realcustom, folder, tiny_model):
     realcustom(*REX)
     for command, sentence in (
         (("generate", "a @max on the beach"), "There is no character @max."),
-        (("generate", "@rex and a dog", "--subject", "dog=tom.png"), '@rex reads as "dog", and so does dog'),
+        (("generate", "@rex on a beach", "--subject", "dog=tom.png"), '"dog" does not stand in the prompt "@rex on'),
         (("characters", "add", "no/name", "--word", "dog", "--image", "rex.png"), "The name of a character has 1 to"),
         (("characters", "add", "max", "--word", "dog", "--image", "max.png"), "There is no picture max.png."),
     ):

@@ -3,6 +3,7 @@
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,15 @@ def test_repeat_makes_the_same_image(realcustom, folder, request, model):
     assert realcustom("repeat", "out-1.png").lines == ["out-1-repeat.png"]
     assert np.array_equal(pixels("out-1.png"), pixels("out-1-repeat.png"))
     assert read_metadata("out-1.png") == read_metadata("out-1-repeat.png")
+
+
+def test_repeat_keeps_the_order_of_subjects(realcustom, tiny_model):
+    words = ("--subject", "robot=rex.png", "--subject", "dog=tom.png", "--subject", "beach=rex.png")
+    prompt = "a dog and a robot on the beach"
+    assert realcustom("generate", prompt, *words, "--model", tiny_model, "--steps", 3).code == 0
+    assert list(read_metadata("out.png")["request"]["subjects"]) == ["robot", "dog", "beach"]
+    assert realcustom("repeat", "out.png").code == 0
+    assert Path("out.png").read_bytes() == Path("out-repeat.png").read_bytes()
 
 
 def test_repeat_says_what_became_of_the_reference(realcustom, folder, tiny_model):
@@ -179,7 +189,7 @@ def test_what_only_the_model_knows_is_refused_the_same_way(realcustom, folder, t
         (["convert", "missing.pth", "--out", "ours"], "no checkpoint file"),
         (["convert", "rex.png", "--out", "ours"], "no checkpoint"),
         (["convert", "rex.png", "--out", "rex.png"], "is a file"),
-        (["convert", "rex.png", "--out", "ours", "--dino", "rex.png"], "belong together"),
+        (["convert", ".", "--out", "ours"], "holds no checkpoint"),
         (["models", "show", "nothing-here"], "There is no model"),
         (["train", "nothing-here"], "There is no recipe"),
         (["data", "stickers", "nothing-here"], "There is no folder"),

@@ -9,15 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from realcustom.convert.release import (
-    SDXL_UNET,
-    check_keys,
-    convert_backbones,
-    convert_release_checkpoint,
-    read_state,
-    split_release_checkpoint,
-)
+from realcustom.convert.folder import convert
+from realcustom.convert.release import SDXL_UNET, split_release_checkpoint, write_encoder
+from realcustom.convert.states import check_keys, read_state
 from realcustom.encoders.image import ReferenceEncoder
+from realcustom.guidance.mask import NORMALISATIONS, MaskSettings, Updates
+from realcustom.guidance.records import mask_settings
+from realcustom.hub.settings import AdapterSettings
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.projector import build_projector
 from realcustom.models.unet import UNetBackbone, cross_attention_names
@@ -86,7 +84,7 @@ def test_converted_folders_load(state, config, tmp_path, form):
         files = [tmp_path / "base.bin", tmp_path / "realcustom.pth"]
         torch.save({name: t for name, t in state.items() if not added(name)}, files[0])
         torch.save({name: t for name, t in state.items() if added(name)}, files[1])
-    convert_release_checkpoint(files, tmp_path / "out", config)
+    convert(files, tmp_path / "out", unet_config=config)
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     adapter = RealCustomAdapter.from_pretrained(tmp_path / "out" / "adapter")
     assert all(torch.equal(t, state[name]) for name, t in unet.state_dict().items())
@@ -100,22 +98,23 @@ def test_converted_folders_load(state, config, tmp_path, form):
 def test_an_adapter_alone(state, config, tmp_path):
     alone = {name: t for name, t in state.items() if "_vision." in name or name.startswith(PROJECTOR)}
     save_file(alone, tmp_path / "a.safetensors")
-    split = convert_release_checkpoint([tmp_path / "a.safetensors"], tmp_path / "out", config)
-    assert split.unet == {}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter"]
+    done = convert([tmp_path / "a.safetensors"], tmp_path / "out", unet_config=config)
+    assert done.parts == ("adapter",)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "pipeline.json"]
+    assert any("no U-Net" in note for note in done.notes)
 
 
-def test_later_files_count(state, config, tmp_path):
-    changed = {"conv_in.bias": state["conv_in.bias"] + 1}
-    save_file(changed, tmp_path / "later.safetensors")
-    files = [REFERENCE / "unet_small.weights.safetensors", tmp_path / "later.safetensors"]
-    split = convert_release_checkpoint(files, tmp_path / "out", config)
-    assert torch.equal(split.unet["conv_in.bias"], changed["conv_in.bias"])
+def test_where_both_hold_a_key_the_weights_of_realcustom_count(state, config, tmp_path):
+    base = {name: t + 1 for name, t in state.items() if "_vision." not in name and not name.startswith(PROJECTOR)}
+    save_file(base, tmp_path / "base.safetensors")
+    convert([tmp_path / "base.safetensors", REFERENCE / "unet_small.weights.safetensors"], tmp_path / "out",
+            unet_config=config)  # fmt: skip
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
+    assert torch.equal(unet.state_dict()["conv_in.bias"], state["conv_in.bias"])
 
 
-@pytest.mark.parametrize(("kind", "more"), [("shallow", {}), ("deep", {"adaptive_scale": True})])
-def test_other_projectors_are_recognised(state, stock, kind, more):
-    projector = build_projector({"kind": kind, "vision_dim": 128, "out_dim": 64, **more})
+def test_the_shallow_projector_is_recognised(state, stock):
+    projector = build_projector({"kind": "shallow", "vision_dim": 128, "out_dim": 64})
     other = {name: t for name, t in state.items() if not name.startswith(PROJECTOR)}
     other |= {PROJECTOR + name: t for name, t in projector.state_dict().items()}
     split = split_release_checkpoint(other, *stock)
@@ -139,6 +138,7 @@ LAYER = "mid_block.attentions.0.transformer_blocks.1.attn2"
         ((f"{PROJECTOR}projector_base.weight",), {}, [f"lacks {PROJECTOR}projector_base.weight"]),
         ((), {f"{PROJECTOR}scale.value": ()}, [f"unknown: {PROJECTOR}scale.value"]),
         ((), {"module.conv_in.bias": (32,)}, ["unknown: module.conv_in.bias"]),
+        ((), {"down_blocks.9.resnets.0.conv1.bias": (32,)}, ["unknown: down_blocks.9.resnets.0.conv1.bias"]),
     ],
 )
 def test_wrong_keys_are_listed_and_refused(state, stock, remove, add, words):
@@ -153,8 +153,65 @@ def test_wrong_keys_are_listed_and_refused(state, stock, remove, add, words):
 def test_nothing_is_written_when_refused(state, config, tmp_path):
     torch.save({**state, "extra": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="unknown: extra"):
-        convert_release_checkpoint([tmp_path / "a.pth"], tmp_path / "out", config)
-    assert not (tmp_path / "out").exists()
+        convert([tmp_path / "a.pth"], tmp_path / "out", unet_config=config)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"], "nothing half-written stays"
+
+
+def test_a_folder_that_is_there_is_not_touched(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        convert([REFERENCE / "unet_small.weights.safetensors"], tmp_path / "out", unet_config=config)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_what_cannot_change_a_picture_is_left_out_and_told(state, config, tmp_path):
+    stray = {
+        f"{PROJECTOR}scale_value.value": torch.tensor(3.0),
+        "global_step": torch.tensor(7),
+        "optimizer.state.0": torch.zeros(2),
+    }
+    torch.save(state | stray, tmp_path / "a.pth")
+    done = convert([tmp_path / "a.pth"], tmp_path / "out", unet_config=config)
+    assert all(any(name in note for note in done.notes) for name in stray)
+    plain = convert([REFERENCE / "unet_small.weights.safetensors"], tmp_path / "plain", unet_config=config)
+    assert plain.notes != done.notes
+    for part in ("adapter", "unet"):
+        files = [tmp_path / name / part / "diffusion_pytorch_model.safetensors" for name in ("out", "plain")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_wrappers_are_unwrapped(state, tmp_path):
+    few = dict(list(state.items())[:3])
+    wrapped = {
+        "wrapped.pth": {"state_dict": few, "epoch": 3, "optimizer": {"lr": 0.1}},
+        "module.pth": {f"module.{name}": t for name, t in few.items()},
+        "both.pth": {"module": {f"module.{name}": t for name, t in few.items()}},
+    }
+    for name, content in wrapped.items():
+        torch.save(content, tmp_path / name)
+        read = read_state(tmp_path / name)
+        assert read.keys() == few.keys()
+        assert all(torch.equal(read[key], few[key]) for key in few)
+
+
+def test_weights_are_written_in_another_dtype(state, config, tmp_path):
+    convert([REFERENCE / "unet_small.weights.safetensors"], tmp_path / "out", unet_config=config, dtype=torch.bfloat16)
+    unet = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {t.dtype for t in unet.values()} == {torch.bfloat16}
+    assert all(torch.equal(t, state[name].bfloat16()) for name, t in unet.items())
+
+
+def test_the_settings_of_the_release_travel(config, tmp_path):
+    convert([REFERENCE / "unet_small.weights.safetensors"], tmp_path / "out", unet_config=config)
+    settings = AdapterSettings.load(tmp_path / "out")
+    assert (settings.scheduler, settings.released_conditioning) == ("released", True)
+    defaults = settings.defaults
+    side = config["sample_size"] * 8
+    assert (defaults.steps, defaults.guidance_scale, defaults.height, defaults.width) == (25, 3.5, side, side)
+    released = {"normalisation": NORMALISATIONS["min-max-per-layer"], "spread": 0, "updates": Updates(until=12)}
+    assert mask_settings(defaults.mask) == MaskSettings(scope=0.2, **released)
+    assert "low quality" in defaults.negative_prompt
 
 
 def test_long_lists_are_cut():
@@ -193,17 +250,18 @@ def test_old_style_pickles_are_read(tmp_path):
     assert read_state(tmp_path / "old.bin")["a"].tolist() == [0, 1, 2]
 
 
-def test_configuration_from_a_file_or_refused(state, config, tmp_path):
+def test_configuration_from_a_file_or_refused(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = REFERENCE / "unet_small.weights.safetensors"
-    convert_release_checkpoint([weights], tmp_path / "out", tmp_path / "config.json")
+    convert([weights], tmp_path / "out", unet_config=tmp_path / "config.json")
     assert (tmp_path / "out" / "unet" / "config.json").exists()
     with pytest.raises(ValueError, match="no readable JSON"):
-        convert_release_checkpoint([weights], tmp_path / "out", tmp_path / "nowhere.json")
+        convert([weights], tmp_path / "out2", unet_config=tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match="misshapen"):
-        convert_release_checkpoint([weights], tmp_path / "out2", SDXL_UNET)
+        convert([weights], tmp_path / "out2", unet_config=SDXL_UNET)
     with pytest.raises(ValueError, match="nothing to convert"):
-        convert_release_checkpoint([], tmp_path / "out3", config)
+        convert([], tmp_path / "out3", unet_config=config)
+    assert not (tmp_path / "out2").exists()
 
 
 def test_backbones(tmp_path):
@@ -216,10 +274,11 @@ def test_backbones(tmp_path):
     heads = {f"{name}_heads": model["overrides"]["num_heads"] for name, model in meta["models"].items()}
     layers = meta["feature_index"]["shallow"]
     sizes = {"siglip_layers": layers, "dino_layers": layers, "image_size": meta["image_size"]}
-    convert_backbones(tmp_path / "siglip.bin", tmp_path / "dino.bin", tmp_path, **heads, **sizes)
+    siglip, dino = (read_state(tmp_path / f"{name}.bin") for name in ("siglip", "dino"))
+    write_encoder(siglip, dino, tmp_path, **heads, **sizes)
     encoder = ReferenceEncoder.from_pretrained(tmp_path / "reference_encoder")
     with torch.no_grad():
         difference = encoder(vision["in/image"]).deep - vision[f"out_shallow/f{len(layers) - 1}"]
     assert difference.abs().max() <= meta["suggested_tolerance_max_abs"]["out"]
     with pytest.raises(ValueError, match="unknown entries"):
-        convert_backbones(tmp_path / "dino.bin", tmp_path / "dino.bin", tmp_path, **heads, **sizes)
+        write_encoder(dino, dino, tmp_path / "wrong", **heads, **sizes)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from einops import rearrange
+from release_files import timm_weights
 from torch.nn import functional as F
 
 from realcustom.convert.timm import (
@@ -14,27 +15,6 @@ from realcustom.convert.timm import (
     vision_trunk,
 )
 from realcustom.encoders.image import ReferenceEncoder
-
-
-def timm_weights(width, mlp, depth, grid, patch, registers=None):
-    """Random weights under timm's names; with `registers` DINOv2's, else SigLIP's with its pooling head."""
-    torch.manual_seed(width)
-    shapes = {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
-    shapes |= {"pos_embed": (1, grid * grid, width), "norm.weight": (width,), "norm.bias": (width,)}
-    for index in range(depth):
-        linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        linear |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-        for name, shape in linear.items():
-            shapes |= {f"blocks.{index}.{name}.weight": shape, f"blocks.{index}.{name}.bias": shape[:1]}
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            shapes[f"blocks.{index}.{name}"] = (width,)
-        if registers is not None:
-            shapes |= {f"blocks.{index}.ls1.gamma": (width,), f"blocks.{index}.ls2.gamma": (width,)}
-    if registers is None:
-        shapes |= {"attn_pool.latent": (1, 1, width), "attn_pool.q.weight": (width, width)}
-    else:
-        shapes |= {"cls_token": (1, 1, width), "reg_token": (1, registers, width), "mask_token": (1, width)}
-    return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
 
 
 def timm_forward(state, pixels, heads, last):

@@ -38,6 +38,20 @@ def test_defaults_come_from_the_model(engine):
     assert engine.describe()["size"] == "64x64"
 
 
+def test_a_textual_inversion_that_is_loaded_later_is_seen(tiny_model):
+    engine = Engine.load(str(tiny_model), device="cpu")
+    asked = request(prompt="a <rex> on the beach", subjects={"<rex>": picture(0)})
+    engine.resolve(asked)  # plain text so far
+    before = engine.pipeline.tokenizer.model_max_length
+    engine.pipeline.load_textual_inversion(
+        torch.randn(before, engine.pipeline.text_encoder.config.hidden_size), "<rex>"
+    )
+    with pytest.raises(ValueError, match="shorten it by"):
+        engine.resolve(asked)
+    engine.pipeline.unload_textual_inversion("<rex>")
+    engine.resolve(asked)
+
+
 @pytest.mark.parametrize("kind", ["engine", "xl_engine"])
 def test_a_result_holds_images_masks_and_settings(kind, request):
     engine = request.getfixturevalue(kind)
@@ -178,7 +192,7 @@ def test_a_stock_base_with_an_adapter_folder_equals_the_saved_pipeline(engine, t
         ("some/model", None, "cannot be fetched"),
         (".", None, "no model_index.json"),
         (None, "nothing-here", "There is no adapter"),
-        (None, ".", "cannot be read"),
+        (None, ".", "neither adapter/config.json nor config.json"),
     ],
 )
 def test_models_that_cannot_be_loaded(tiny_model, tmp_path, monkeypatch, model, adapter, sentence):

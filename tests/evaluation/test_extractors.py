@@ -9,15 +9,9 @@ from conftest import picture
 from PIL import Image
 from transformers import BertTokenizer, Dinov2Config, Dinov2Model, SamConfig, SamModel
 
-from realcustom.evaluation.extractors import (
-    ClipExtractor,
-    Preprocessing,
-    VitExtractor,
-    clip_preprocessing,
-    imagenet_preprocessing,
-    load_extractors,
-)
+from realcustom.evaluation.extractors import ClipExtractor, VitExtractor, load_extractors
 from realcustom.evaluation.image_reward import MEAN, STD, ImageReward, reward_head
+from realcustom.evaluation.preprocessing import Preprocessing, clip_preprocessing, imagenet_preprocessing
 from realcustom.evaluation.segment import SamSegmenter, box_of, on_white
 from realcustom.evaluation.tiny import write_tiny
 

@@ -67,6 +67,19 @@ def test_several_subjects_never_share_a_position(pipe, reference_image, other_im
     assert list(out.masks) == ["robot", "dog"]
 
 
+def test_two_places_of_one_word_are_two_subjects(pipe, reference_image, other_image):
+    prompt = "a dog and a dog"
+    both = {"dog#1": reference_image, "dog#2": other_image}
+    out = pipe(prompt, both, num_inference_steps=2, output_type="pt", generator=seeds(1))
+    assert list(out.masks) == ["dog#1", "dog#2"]
+    swapped = dict(zip(both, reversed(both.values()), strict=True))
+    assert (
+        pipe(prompt, swapped, num_inference_steps=2, output_type="pt", generator=seeds(1)).images != out.images
+    ).any()
+    with pytest.raises(ValueError, match='"dog" and "dog#2"'):
+        pipe(prompt, {"dog": reference_image, "dog#2": other_image}, num_inference_steps=1)
+
+
 def test_one_image_under_two_words_and_several_images_of_one_subject(pipe, reference_image, other_image):
     assert run(pipe, {"robot": reference_image, "dog": reference_image}, seeds(1)).images.shape[0] == 1
     uneven = {"robot": [reference_image], "dog": [other_image, reference_image]}

@@ -164,7 +164,12 @@ def test_characters_are_saved_changed_used_and_removed(client):
     unknown = client.post("/v1/generations", json={**ASK, "prompt": "@rex"})
     assert (unknown.status_code, unknown.json()["detail"]) == (422, "There is no character @rex.")
     both = client.post("/v1/generations", json={**ASK, "prompt": "@max and a dog", "subjects": {"dog": kept["images"]}})
-    assert both.json()["detail"].startswith('@max reads as "dog", and so does dog')
+    assert both.json()["prompt"] == "dog and a dog"
+    assert sorted(both.json()["request"]["subjects"]) == ["dog#1", "dog#2"]
+    places = {"dog#2": kept["images"]}
+    assert client.post("/v1/generations", json={**ASK, "prompt": "a dog, a dog", "subjects": places}).status_code == 202
+    third = client.post("/v1/generations", json={**ASK, "prompt": "a dog", "subjects": places})
+    assert third.json()["detail"].startswith('"dog#2" asks for place 2 of "dog"')
     assert [entry["name"] for entry in client.get("/v1/characters").json()["characters"]] == ["max"]
     assert client.delete("/v1/characters/max").status_code == 204
     assert client.get("/v1/characters/max").status_code == 404

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import picture
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from realcustom import Engine, Request
 from realcustom.data.records import Record
 from realcustom.data.shards import write_shards
 from realcustom.data.vocabulary import DEFAULT_WORDS
@@ -62,6 +65,14 @@ def test_real_backbones_in_dry_form(name, tmp_path):
     assert len(read_log(tmp_path / "whole" / "log.jsonl")) == 5
     adapter = RealCustomAdapter.from_pretrained(tmp_path / "whole" / "export" / "adapter")
     assert {key: value.shape for key, value in adapter.state_dict().items()} == {k: v.shape for k, v in start.items()}
+    stock_class = StableDiffusionXLPipeline if "xl" in name else StableDiffusionPipeline
+    more = {} if "xl" in name else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    stock["tokenizer_2"] = stock["tokenizer"]
+    stock = {name: part for name, part in stock.items() if "xl" in config.name or not name.endswith("_2")}
+    stock_class(**stock, **more).save_pretrained(tmp_path / "base")
+    engine = Engine.load(str(tmp_path / "base"), adapter=str(tmp_path / "whole" / "export"), device="cpu")
+    made = engine.run(Request(prompt="a dog on the beach", subjects={"dog": picture(0)}, steps=1))
+    assert made.masks["dog"].max() > 0, "the export needs no further files"
     part = config.replace(out=tmp_path / "part")
     train(part.replace(steps=3))
     second = train(part, resume=True)

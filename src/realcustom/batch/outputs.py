@@ -165,7 +165,7 @@ def write_task(task: Task, result: Result) -> None:
             mask = mask_image(result.masks[word][-1, index], result.images[index].size)
             places.write_bytes(places.join(task.out, name), png_bytes(mask))
     record = {"id": task.id, "digest": task.digest, "images": images, "masks": masks, "settings": result.metadata}
-    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     places.write_bytes(places.join(task.out, f"{task.id}.json"), text.encode())
     for name in _files_of(before or {}) - _files_of(record):
         places.remove(places.join(task.out, name))

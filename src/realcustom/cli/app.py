@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         code = _fail(_system(error), 2)
     except ValueError as error:
-        code = _fail(str(error), 2)
+        code = _fail(getattr(error, "spoken", str(error)), 2)
     except Exception as error:
         code = _fail(_unexpected(error), 1)
     sys.exit(code)
@@ -83,6 +83,9 @@ def _system(error: OSError) -> str:
 
 def _unexpected(error: Exception) -> str:
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-        return "There is not enough memory for this: choose a smaller --size or fewer --num-images."
+        return (
+            "There is not enough memory for this: choose a smaller --size, --dtype bfloat16, --offload model (group, "
+            "sequential), --vae-tiling, or fewer --num-images."
+        )
     name = type(error).__name__
     return f"This failed unexpectedly ({name}: {error}); set REALCUSTOM_DEBUG=1 to see where."

@@ -10,7 +10,8 @@ import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import load_engine, quiet, status, stderr_console
-from realcustom.cli.options import Place
+from realcustom.cli.options import Place, loads_model
+from realcustom.engine.options import LoadOptions
 
 if TYPE_CHECKING:
     from realcustom.batch.jobs import Job, Problem
@@ -21,6 +22,7 @@ SHOWN = 20  # problems named one by one
 EVERY = 10.0  # seconds between lines of progress where stderr is no terminal
 
 
+@loads_model
 def batch(
     jobs: Annotated[str, typer.Argument(metavar="JOBS", help="JSON lines, a job each; a path or URL.")],
     out: Annotated[str, typer.Option(help="Folder or URL (s3://bucket/folder) for ID.png and ID.json.")],
@@ -33,13 +35,9 @@ def batch(
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="Ray: cluster to use; default a new one on this machine."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a folder in diffusers' layout, or a hub id.")
-    ] = "miniature",
-    adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     characters: Folder = FOLDER,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Make the images of many requests; run it again after any interruption and it makes only what is missing.
 
@@ -49,7 +47,6 @@ def batch(
     """
     from realcustom.batch import outputs, places
     from realcustom.batch.jobs import read_jobs
-    from realcustom.hub.bundled import locate
 
     if engine is Place.local and workers is not None:
         raise ValueError("--workers is for --engine ray; the local engine is one.")
@@ -59,23 +56,22 @@ def batch(
     with status("Checking pictures ..."):
         good, more, hashes = outputs.check_files(good, source, out, save_masks)
     _tell(jobs, [*problems, *more], skip_bad)
-    plan = outputs.plan(good, hashes, {"model": locate(model), "adapter": adapter and locate(adapter)}, out, save_masks)
+    plan = outputs.plan(good, hashes, loading.deciding(), out, save_masks)
     _check_changed(plan.changed, redo)
     if not plan.tasks:
         typer.echo(f"All {plan.finished} jobs are done already.", err=True)
         return
     places.make_folder(out)
-    loading = {"model": locate(model), "adapter": adapter and locate(adapter), "device": device, "dtype": dtype}
     if engine is Place.ray:
         from realcustom.distributed.ray_batch import RayBatch
 
-        with RayBatch(loading, address=ray_address, workers=workers) as cluster:
+        with RayBatch(loading.located().to_dict(), address=ray_address, workers=workers) as cluster:
             tasks = _allowed(jobs, plan.tasks, cluster.refused(plan.tasks), skip_bad)
             _run(cluster.run(tasks), tasks, plan.finished)
     else:
         from realcustom.batch.run import refused, run_local
 
-        loaded = load_engine(model, adapter, device, dtype)
+        loaded = load_engine(loading)
         tasks = _allowed(jobs, plan.tasks, refused(loaded, plan.tasks), skip_bad)
         _run(run_local(loaded, tasks), tasks, plan.finished)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from realcustom.engine.engine import Engine
+    from realcustom.engine.options import LoadOptions
     from realcustom.types import Progress
 
 
@@ -40,24 +41,52 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
 
 
-def load_engine(model: str, adapter: str | None, device: str | None, dtype: str | None) -> Engine:
-    """`Engine.load` behind a spinner."""
+def load_engine(options: LoadOptions, batch_size: int | None = None) -> Engine:
+    """`Engine.from_options`: what is fetched shows its own bars, the rest stands behind a spinner."""
     quiet()
-    with status(f"Loading {model} ..."):
+    with status(f"Loading {options.model} ..."):
         import diffusers
         import transformers
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         from realcustom.engine.engine import Engine
+        from realcustom.engine.loading import find_sources
+    with fetching():
+        sources = find_sources(options)
+    with status(f"Loading {options.model} ..."):
+        return Engine.from_sources(sources, options, batch_size)
 
-        return Engine.load(model, adapter=adapter, device=device, dtype=dtype)
+
+@contextmanager
+def fetching() -> Iterator[None]:
+    """Say on stderr what is fetched, with bars where it is a terminal."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    told = logging.StreamHandler()
+    told.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("realcustom")
+    before = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    bars = stderr_console().is_terminal
+    if bars:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
+        if bars:
+            disable_progress_bars()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,44 +9,47 @@ import typer
 
 
 def convert(
-    files: Annotated[
-        list[Path],
-        typer.Argument(help="Checkpoint files of the release: the U-Net first, then the RealCustom weights."),
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Folder of a downloaded release, or its files one by one.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder that becomes usable as --adapter.")],
-    unet_config: Annotated[Path | None, typer.Option(help="JSON configuration of the U-Net; SDXL's own.")] = None,
-    siglip: Annotated[Path | None, typer.Option(help="timm state dict of SigLIP, to convert as well.")] = None,
-    dino: Annotated[Path | None, typer.Option(help="timm state dict of DINOv2, to convert as well.")] = None,
-    dim_head: Annotated[int, typer.Option(min=1, help="Head size of the projector's attention.")] = 64,
+    out: Annotated[Path, typer.Option(help="Folder to make; it becomes usable as --adapter.")],
+    unet_config: Annotated[
+        Path | None, typer.Option(help="JSON configuration of the base's U-Net; by default SDXL's or SD v1.5's.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the base model; recorded, default the family's.")
+    ] = None,
+    negative_prompt: Annotated[
+        Path | None, typer.Option(help="Text file of the negative prompt to record; default ours.")
+    ] = None,
+    dim_head: Annotated[int, typer.Option(min=1, help="Head size of the released projector's attention.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Of the weights written: bfloat16, float16 or float32.")] = "bfloat16",
 ) -> None:
-    """Convert checkpoints of the authors' release; unknown, missing and misshapen keys are listed and refused.
+    """Convert a release of RealCustom++, or IP-Adapter files, to a folder that --adapter takes.
 
-    The folder then holds the adapter, the U-Net if the files hold one, the release's scheduler and, with --siglip and
-    --dino, the reference encoder: realcustom generate ... --model SDXL_BASE --adapter FOLDER.
+    Files are recognised by their keys, whatever they are called. Keys that could change a picture and belong to nothing
+    are listed and refused; after an error nothing is left behind.
     """
-    if (siglip is None) != (dino is None):
-        raise ValueError("--siglip and --dino belong together: give both or neither.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder.")
+    negative = None if negative_prompt is None else " ".join(negative_prompt.read_text().split())
     from realcustom.cli.console import quiet, status
 
     quiet()
     with status("Converting ..."):
-        from realcustom.convert.release import convert_backbones, convert_release_checkpoint
-        from realcustom.engine.loading import SETTINGS
-        from realcustom.pipelines.scheduler import RealCustomScheduler
+        from realcustom.convert.folder import convert as convert_files
+        from realcustom.engine.loading import named_dtype
 
-        split = convert_release_checkpoint(files, out, unet_config, dim_head)
-        # The release's weights expect its way of conditioning and of stepping, not stock SDXL's.
-        RealCustomScheduler().save_pretrained(out / "scheduler")
-        (out / SETTINGS).write_text(json.dumps({"released_conditioning": True}) + "\n")
-        if siglip is not None and dino is not None:
-            # As many levels as the projector reads: the deep-only one needs just the deepest.
-            levels = {} if split.adapter_config["projector_config"]["kind"] == "shallow" else DEEP_ONLY
-            convert_backbones(siglip, dino, out, **levels)
-    for name in ("adapter", "unet", "reference_encoder", "scheduler"):
-        if (out / name).is_dir():
-            typer.echo(out / name)
-
-
-DEEP_ONLY = {"siglip_layers": (25,), "dino_layers": (22,)}
+        done = convert_files(
+            sources,
+            out,
+            unet_config=unet_config,
+            base=base,
+            negative_prompt=negative,
+            dim_head=dim_head,
+            dtype=named_dtype(dtype),
+        )
+    for note in done.notes:
+        typer.echo(note, err=True)
+    for name in done.parts:
+        typer.echo(out / name)

@@ -9,14 +9,16 @@ import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import check_output, load_engine, step_bar
-from realcustom.cli.options import read_size, read_subjects
+from realcustom.cli.options import loads_model, read_size, read_subjects
 from realcustom.cli.results import save_result
 from realcustom.engine.characters import read_mentions
+from realcustom.engine.options import LoadOptions
 from realcustom.engine.presets import DEFAULT
 from realcustom.engine.requests import open_request
 from realcustom.types import Request
 
 
+@loads_model
 def generate(
     prompt: Annotated[str, typer.Argument(help='What the image shows: "a dog on the beach"; @rex is a character.')],
     subject: Annotated[
@@ -29,10 +31,6 @@ def generate(
     strength: Annotated[
         list[str], typer.Option(metavar="WORD=NUMBER", help="How much a subject's reference acts, 0 to 2; default 1.")
     ] = [],  # noqa: B006
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a folder in diffusers' layout, or a hub id.")
-    ] = "miniature",
-    adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Width x height in pixels; the model's own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own.")] = None,
     seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i.")] = 0,
@@ -44,8 +42,6 @@ def generate(
     mask_scope: Annotated[float | None, typer.Option(help="Share of the image a subject may fill, 0 to 1.")] = None,
     preset: Annotated[str, typer.Option(help="exact, fast or turbo.")] = DEFAULT,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Also write out.mask.WORD.png and overlays.")
     ] = False,
@@ -53,6 +49,8 @@ def generate(
     describe_characters: Annotated[
         bool, typer.Option("--describe-characters", help="Add the descriptions of mentioned characters to the prompt.")
     ] = False,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Make images of a prompt, with your own subjects in the place of its words."""
     check_output(out)
@@ -73,7 +71,7 @@ def generate(
     )
     # Before the model is loaded: a missing file or word need not cost the user that wait.
     request = open_request(request)
-    engine = load_engine(model, adapter, device, dtype)
+    engine = load_engine(loading)
     with step_bar("Generating") as show:
         result = engine.run(request, progress=show)
     for path in save_result(result, out, save_masks):

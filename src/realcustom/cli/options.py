@@ -1,13 +1,80 @@
-"""Text of the command line to a request."""
+"""Text of the command line to a request, and the options of every command that loads a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any, get_type_hints
 
+import typer
+
+from realcustom.engine.options import LoadOptions
 from realcustom.types import Subject
+
+# The fields of `LoadOptions` as options, in the order of the help.
+LOADING: dict[str, Any] = {
+    "model": Annotated[
+        str, typer.Option(help="miniature, sdxl, sd15 (realcustom models list), a folder, or a hub id.")
+    ],
+    "adapter": Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Folder or hub id of the adapter, if the model brings none."),
+    ],
+    "reference_encoder": Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Folder or hub id of the encoder, if the adapter brings none.")
+    ],
+    "base_file": Annotated[
+        str | None, typer.Option(metavar="FILE", help="One checkpoint file whose networks replace the base model's.")
+    ],
+    "revision": Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model on the hub; of a named one BASE+WEIGHTS.")
+    ],
+    "variant": Annotated[
+        str | None, typer.Option(help="Of the base's weights: fp16, or full; half precision where it is fetched.")
+    ],
+    "device": Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; a GPU if there is one.")],
+    "dtype": Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")],
+    "offload": Annotated[
+        str | None, typer.Option(help="Keep less on the GPU: model, group or sequential, each slower than the last.")
+    ],
+    "lora": Annotated[
+        list[str], typer.Option(metavar="SOURCE[:SCALE]", help="LoRA file, folder or hub id; may be repeated.")
+    ],
+    "scheduler": Annotated[str | None, typer.Option(help="Sampler: released, ddim, dpm, euler, unipc, lcm ...")],
+    "compiled": Annotated[
+        bool, typer.Option("--compile", help="Compile the network: a slow first image, faster ones after it.")
+    ],
+    "vae_tiling": Annotated[bool, typer.Option("--vae-tiling", help="Decode in tiles, for large pictures.")],
+}
+
+
+def loads_model(command: Callable) -> Callable:
+    """A command that takes `loading: LoadOptions`, with the options of `LOADING` in its place."""
+    own = [parameter for name, parameter in signature(command).parameters.items() if name != "loading"]
+    defaults = LoadOptions()
+    more = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=_default(defaults, name), annotation=kind)
+        for name, kind in LOADING.items()
+    ]
+
+    @wraps(command)
+    def called(**arguments: Any) -> Any:
+        loading = LoadOptions(**{name: arguments.pop(name) for name in LOADING})
+        return command(**arguments, loading=loading)
+
+    hints = get_type_hints(command, include_extras=True)
+    own = [one.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[one.name]) for one in own]
+    called.__signature__ = signature(command).replace(parameters=[*own, *more])
+    called.__annotations__ = {one.name: one.annotation for one in (*own, *more)}
+    return called
+
+
+def _default(defaults: LoadOptions, name: str) -> Any:
+    value = getattr(defaults, name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Place(StrEnum):

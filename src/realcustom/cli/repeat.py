@@ -9,6 +9,7 @@ import typer
 
 from realcustom.cli.console import check_output, load_engine, step_bar
 from realcustom.cli.results import save_result
+from realcustom.engine.options import LoadOptions
 from realcustom.engine.requests import request_from_record
 from realcustom.pictures.png import read_metadata
 
@@ -27,7 +28,8 @@ def repeat(
     source = record["model"]
     if not isinstance(source, dict) or not isinstance(source.get("model"), str):
         raise ValueError(f"{image} does not say which model it was made with.")
-    engine = load_engine(source["model"], source.get("adapter"), device or record.get("device"), record.get("dtype"))
+    where = {"device": device or record.get("device"), "dtype": record.get("dtype")}
+    engine = load_engine(LoadOptions.from_dict(source, **where))
     with step_bar("Repeating") as show:
         result = engine.run(request, progress=show)
     for path in save_result(result, out, save_masks):

@@ -9,20 +9,16 @@ from typing import Annotated
 import typer
 
 from realcustom.cli.characters import FOLDER
-from realcustom.cli.options import Place
+from realcustom.cli.options import Place, loads_model
+from realcustom.engine.options import LoadOptions
 
 
+@loads_model
 def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but this machine needs --token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a folder in diffusers' layout, or a hub id.")
-    ] = "miniature",
-    adapter: Annotated[str | None, typer.Option(help="Folder or hub id of the adapter, if the model has none.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images made together; 1 on a CPU, 4 elsewhere.")
     ] = None,
@@ -52,9 +48,11 @@ def serve(
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="Ray: cluster to use; default a new one on this machine."),
     ] = None,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Open the studio and the REST interface: http://127.0.0.1:7860 and /v1."""
-    from realcustom.cli.console import quiet
+    from realcustom.cli.console import load_engine, quiet
     from realcustom.serving.limits import Limits
 
     token = _read_token(token, token_file)
@@ -77,12 +75,14 @@ def serve(
         from realcustom.serving.app import create_app
         from realcustom.serving.connections import listen
     except ImportError as error:
-        raise ValueError(f"Serving needs more packages ({error.name}): pip install 'realcustom[serve]'.") from error
+        raise ValueError(f"Serving needs more packages ({error.name}): install with the extra [serve].") from error
     from realcustom.serving.service import Service
 
-    loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype, "batch_size": batch_size}
-    loaded = _local(**loading) if engine is Place.local else _on_ray(loading, ray_address, replicas, max_replicas)
-    app = create_app(Service(loaded, data, limits, name=model), token)
+    if engine is Place.local:
+        loaded = load_engine(loading, batch_size)
+    else:
+        loaded = _on_ray(loading, batch_size, ray_address, replicas, max_replicas)
+    app = create_app(Service(loaded, data, limits, name=loading.model), token)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
     listen(app, listener, limits.connections)
@@ -109,22 +109,15 @@ def _check_token(host: str, token: str | None) -> None:
         raise ValueError("The token must have at least 8 characters.")
 
 
-def _local(model: str, adapter: str | None, device: str | None, dtype: str | None, batch_size: int | None):
-    from realcustom.cli.console import load_engine
-
-    engine = load_engine(model, adapter, device, dtype)
-    engine.batch_size = batch_size or engine.batch_size
-    return engine
-
-
-def _on_ray(loading: dict, address: str | None, replicas: int | None, max_replicas: int | None):
+def _on_ray(
+    loading: LoadOptions, batch_size: int | None, address: str | None, replicas: int | None, max_replicas: int | None
+):
     """Replicas of the engine; a cluster that was started for them ends with this process."""
     from realcustom.cli.console import status
     from realcustom.distributed.ray_serve import deploy
-    from realcustom.hub.bundled import locate
 
-    found = {**loading, "model": locate(loading["model"]), "adapter": loading["adapter"] and locate(loading["adapter"])}
-    with status(f"Deploying {loading['model']} ..."):
+    found = {**loading.located().to_dict(), "batch_size": batch_size}
+    with status(f"Deploying {loading.model} ..."):
         return deploy(found, address=address, replicas=replicas, max_replicas=max_replicas)
 
 

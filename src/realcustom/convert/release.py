@@ -1,23 +1,20 @@
-"""Checkpoints of the authors' release -> a stock diffusers U-Net and our adapter.
+"""Checkpoints of the authors' release -> a stock diffusers U-Net, our adapter and our reference encoder.
 
 The release keeps everything in one U-Net state dict: the stock SDXL keys, `to_k_vision` and `to_v_vision` in every
 `attn2`, and the projector under `encoder_hidden_states_vision_projection`. Its backbones are timm state dicts.
 """
 
 import json
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from realcustom.convert.states import check_keys, save_model, without_harmless
 from realcustom.convert.timm import (
     dino_config_from_timm,
     dino_from_timm,
@@ -26,12 +23,15 @@ from realcustom.convert.timm import (
     vision_trunk,
 )
 from realcustom.encoders.image import ReferenceEncoder
+from realcustom.hub.settings import AdapterSettings, CallDefaults
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.projector import build_projector
 from realcustom.models.unet import cross_attention_names
 
 PROJECTOR = "encoder_hidden_states_vision_projection."
-LISTED = 20  # offending keys named in an error, of each kind
+STRAY = f"{PROJECTOR}scale_value."  # the release has it in some files and reads it in none
+DEEP_ONLY = {"siglip_layers": (25,), "dino_layers": (22,)}
+PIXELS_A_LATENT = 8
 
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,
@@ -49,6 +49,25 @@ SDXL_UNET: dict[str, Any] = {
 }
 """Configuration of the SDXL base U-Net, which the release adapts."""
 
+SDXL_VAE: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+"""Configuration of SDXL's autoencoder."""
+
+NEGATIVE_PROMPT = (
+    "low quality, blurry, noisy, jpeg artifacts, overexposed, watermark, text, signature, cropped, out of frame, "
+    "deformed, disfigured, bad anatomy, malformed hands, extra fingers, missing limbs, extra limbs, duplicate, "
+    "unrealistic, flat, dull colors, ugly"
+)
+"""The release gives a long fixed list of such words; these are ours."""
+
 
 @dataclass(frozen=True)
 class SplitCheckpoint:
@@ -58,33 +77,13 @@ class SplitCheckpoint:
         unet: stock U-Net state dict; empty where the checkpoint holds the adapter alone.
         adapter: state dict of `RealCustomAdapter`.
         adapter_config: its configuration.
+        left: names that were left out because they cannot change a picture.
     """
 
     unet: dict[str, Tensor]
     adapter: dict[str, Tensor]
     adapter_config: dict[str, Any]
-
-
-def read_state(file: Path | str) -> dict[str, Tensor]:
-    """A state dict from a safetensors file or a pickle, of which only tensors are read (`weights_only`).
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds anything but named tensors.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise ValueError(f"There is no checkpoint file {file}.")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{file} is refused: it is no checkpoint, or holds more than tensors.") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{file} is damaged or no checkpoint.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is no state dict: it must hold named tensors and nothing else.")
-    return {name: tensor.contiguous() for name, tensor in state.items()}  # which safetensors asks for
+    left: tuple[str, ...] = ()
 
 
 def projector_config(state: Mapping[str, Tensor], dim_head: int = 64) -> dict[str, Any]:
@@ -96,14 +95,13 @@ def projector_config(state: Mapping[str, Tensor], dim_head: int = 64) -> dict[st
     if missing:
         raise ValueError(f"The checkpoint's projector lacks {PROJECTOR}{missing[0]}.")
     out_dim, vision_dim = state["projector_base.weight"].shape
-    config = {
+    return {
         "kind": "shallow" if any(name.startswith("min_attention2.") for name in state) else "deep",
         "vision_dim": vision_dim,
         "out_dim": out_dim,
         "dim_head": dim_head,
         "hidden_dim": state["projector.0.weight"].shape[0],
     }
-    return config | ({"adaptive_scale": True} if "scale_value.value" in state else {})
 
 
 def split_release_checkpoint(
@@ -120,6 +118,9 @@ def split_release_checkpoint(
     Raises:
         ValueError: keys are unknown, missing or misshapen; all kinds are listed.
     """
+    state, left = without_harmless(state)
+    left += [name for name in state if name.startswith(STRAY)]
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(STRAY)}
     projector = {name.removeprefix(PROJECTOR): t for name, t in state.items() if name.startswith(PROJECTOR)}
     config = projector_config(projector, dim_head)
     with torch.device("meta"):
@@ -144,74 +145,42 @@ def split_release_checkpoint(
         unet={name: tensor for name, tensor in state.items() if name in unet_shapes},
         adapter={renamed[name]: tensor for name, tensor in state.items() if name in renamed},
         adapter_config={"layers": widths, "token_dim": config["out_dim"], "projector_config": config},
+        left=tuple(left),
     )
 
 
-def check_keys(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
-    """Compare names and shapes; ValueError that lists unknown, missing and misshapen keys where they differ."""
-    misshapen = [
-        f"{name} {list(found[name])} instead of {list(expected[name])}"
-        for name in sorted(found.keys() & expected.keys())
-        if tuple(found[name]) != tuple(expected[name])
-    ]
-    problems = {
-        "unknown": sorted(found.keys() - expected.keys()),
-        "missing": sorted(expected.keys() - found.keys()),
-        "misshapen": misshapen,
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"The checkpoint does not fit the U-Net's configuration: {listed}.")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
-def convert_release_checkpoint(
-    files: Iterable[Path | str],
-    out_folder: Path | str,
-    unet_config: Mapping[str, Any] | Path | str | None = None,
+def write_release(
+    state: Mapping[str, Tensor],
+    out: Path,
+    unet_config: Mapping[str, Any] | None = None,
     dim_head: int = 64,
+    dtype: torch.dtype | None = None,
 ) -> SplitCheckpoint:
-    """Convert the release's checkpoint files to `out_folder/unet/` and `out_folder/adapter/`.
+    """Write `out/adapter/` and, where the state dict holds a U-Net, `out/unet/`.
 
     Args:
-        files: one file, or the base U-Net and then the RealCustom weights: where two hold the same key, the later
-            counts, as in the released pipeline. Without any stock U-Net key only the adapter is written.
-        out_folder: made where it does not exist.
-        unet_config: configuration of the stock U-Net, as a mapping or a JSON file; default the SDXL base.
+        state: of the release, all files together.
+        unet_config: configuration of the stock U-Net; default the SDXL base's.
         dim_head: head size of the projector's attention, which the weights do not tell.
-
-    Returns:
-        What was written.
+        dtype: of the weights written; None as they are.
 
     Raises:
-        ValueError: a file is unreadable or refused, or keys are unknown, missing or misshapen.
+        ValueError: keys are unknown, missing or misshapen.
     """
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= read_state(file)
-    if not state:
-        raise ValueError("There is nothing to convert: no checkpoint file was given, or all are empty.")
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_stock_config(unet_config))
+        unet = UNet2DConditionModel.from_config(stock_config(unet_config))
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     split = split_release_checkpoint(state, shapes, cross_attention_names(unet), dim_head)
-
     with torch.device("meta"):
         adapter = RealCustomAdapter(**split.adapter_config)
-    adapter.load_state_dict(split.adapter, strict=True, assign=True)
-    adapter.save_pretrained(Path(out_folder) / "adapter")
+    save_model(adapter, split.adapter, out / "adapter", dtype)
     if split.unet:
-        unet.load_state_dict(split.unet, strict=True, assign=True)
-        unet.save_pretrained(Path(out_folder) / "unet")
+        save_model(unet, split.unet, out / "unet", dtype)
     return split
 
 
-def _stock_config(config: Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
-    """The U-Net's configuration without what the release adds to it."""
+def stock_config(config: Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
+    """A U-Net's configuration, from a mapping or a JSON file, without what the release adds to it; default SDXL's."""
     if config is None:
         return dict(SDXL_UNET)
     if not isinstance(config, Mapping):
@@ -223,37 +192,72 @@ def _stock_config(config: Mapping[str, Any] | Path | str | None) -> dict[str, An
     return {name: value for name, value in config.items() if name not in added}
 
 
-def convert_backbones(
-    siglip: Path | str,
-    dino: Path | str,
-    out_folder: Path | str,
+def write_encoder(
+    siglip: Mapping[str, Tensor],
+    dino: Mapping[str, Tensor],
+    out: Path,
     siglip_heads: int = 16,
     dino_heads: int = 16,
+    dtype: torch.dtype | None = None,
     **encoder: Any,
-) -> ReferenceEncoder:
-    """Convert timm state-dict files of both backbones to `out_folder/reference_encoder/`.
+) -> None:
+    """Write both backbones to `out/reference_encoder/`.
 
     Args:
         siglip: timm's SigLIP ViT, also inside an open_clip checkpoint.
         dino: timm's DINOv2 ViT with registers, also in DINOv2's own layout.
-        out_folder: made where it does not exist.
         siglip_heads, dino_heads: attention heads, which the weights do not tell; so400m and ViT-L have 16.
+        dtype: of the weights written; None as they are.
         encoder: further arguments of `ReferenceEncoder`: `siglip_layers`, `dino_layers`, `image_size`.
 
     Raises:
-        ValueError: a file is unreadable, or its weights do not fit.
+        ValueError: the weights do not fit.
     """
-    siglip_state, dino_state = vision_trunk(read_state(siglip)), vision_trunk(read_state(dino))
-    model = ReferenceEncoder(
-        siglip_config_from_timm(siglip_state, siglip_heads), dino_config_from_timm(dino_state, dino_heads), **encoder
-    )
+    siglip, dino = vision_trunk(siglip), vision_trunk(dino)
+    with torch.device("meta"):
+        model = ReferenceEncoder(
+            siglip_config_from_timm(siglip, siglip_heads), dino_config_from_timm(dino, dino_heads), **encoder
+        )
     size = model.config.image_size
-    for part, state in (
-        (model.siglip, siglip_from_timm(siglip_state, size)),
-        (model.dino, dino_from_timm(dino_state, size)),
-    ):
-        found, expected = ({name: t.shape for name, t in each.items()} for each in (state, part.state_dict()))
-        check_keys(found, expected)
-        part.load_state_dict(state, strict=True)
-    model.save_pretrained(Path(out_folder) / "reference_encoder")
-    return model
+    state = {f"siglip.{name}": tensor for name, tensor in siglip_from_timm(siglip, size).items()}
+    state |= {f"dino.{name}": tensor for name, tensor in dino_from_timm(dino, size).items()}
+    save_model(model, state, out / "reference_encoder", dtype)
+
+
+def write_vae(
+    state: Mapping[str, Tensor],
+    out: Path,
+    config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write an autoencoder under diffusers' names to `out/vae/`; `config` is SDXL's own by default."""
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(dict(config or SDXL_VAE))
+    save_model(vae, without_harmless(state)[0], out / "vae", dtype)
+
+
+def encoder_levels(kind: str) -> dict[str, tuple[int, ...]]:
+    """As many levels as the projector reads: the deep-only one needs just the deepest."""
+    return {} if kind == "shallow" else DEEP_ONLY
+
+
+def released_settings(
+    base: str | None, unet_config: Mapping[str, Any] | None = None, negative_prompt: str | None = None
+) -> AdapterSettings:
+    """What the release's app runs with: its sampler and conditioning, 25 steps, scale 3.5, a mask of a fifth of the
+    picture that is frozen from step 12 on; the size is the U-Net's own (1024 x 1024)."""
+    side = stock_config(unet_config)["sample_size"] * PIXELS_A_LATENT
+    return AdapterSettings(
+        base=base,
+        scheduler="released",
+        released_conditioning=True,
+        origin="RealCustom++, the authors' release",
+        defaults=CallDefaults(
+            steps=25,
+            height=side,
+            width=side,
+            guidance_scale=3.5,
+            negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
+            mask={"scope": 0.2, "normalisation": "min-max-per-layer", "spread": 0, "updates": {"until": 12}},
+        ),
+    )

@@ -27,7 +27,7 @@ def prepare_with_ray(
     try:
         import ray
     except ImportError as error:
-        raise ValueError('Preparing on Ray needs ray: pip install "realcustom[ray]".') from error
+        raise ValueError("Preparing on Ray needs ray: install realcustom with its extra [ray].") from error
 
     settings = settings or PrepareSettings()
     folder = Path(folder).resolve()

@@ -32,7 +32,7 @@ def import_ray():
     try:
         import ray
     except ImportError as error:
-        raise ValueError('This needs Ray: pip install "realcustom[ray]".') from error
+        raise ValueError("This needs Ray: install realcustom with its extra [ray].") from error
     return ray
 
 

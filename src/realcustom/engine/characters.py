@@ -1,7 +1,9 @@
 """Characters: subjects with a name of their own, used in a prompt as @name. Needs no torch.
 
 A character is a word ("dog"), one or more references of the whole subject, references of its face if it has one, and
-how much either acts. In a prompt `@rex` reads as the word, so that the prompt needs no description of the subject.
+how much either acts. In a prompt `@rex` reads as the word, so that the prompt needs no description of the subject; the
+character is that place of the prompt alone, and another dog stays another dog. An @ before a letter or digit is always
+a mention, whatever the script: one that names no character is refused, since no model would draw it as meant.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from realcustom.encoders.target_word import find_phrase
+from realcustom.encoders.target_word import Span, find_phrase, find_target, occurrence, target_key, target_spans
 from realcustom.types import Subject, finite, text
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
-MENTION = re.compile(r"(?<![\w@.])@([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)")
+MENTION = re.compile(r"(?<!\w)@(\w(?:[\w\u0300-\u036f-]*[\w\u0300-\u036f])?)")
 MAX_REFERENCES = 8
 MAX_DESCRIPTION = 400
 
@@ -114,38 +116,82 @@ def read_mentions(
 
     Args:
         prompt: may mention characters.
-        subjects: the subjects given besides.
+        subjects: the subjects given besides; their keys count places in the prompt as typed.
         find: a character by name; None when there is none.
         describe: append the descriptions of the characters to the prompt.
 
     Returns:
-        the prompt with words in the place of names, and all subjects.
+        the prompt with words in the place of names, and all subjects, keyed by their places in it.
 
     Raises:
-        ValueError: there is no such character, or its word is another subject's too.
+        ValueError: there is no such character, or a subject's word does not stand in the prompt beside the mentions.
     """
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str) or not mentions(prompt):
         return prompt, dict(subjects)
-    together, owners, descriptions = dict(subjects), {word.lower(): word for word in subjects}, []
-    words = {}
-    for name in mentions(prompt):
-        character = find(name)
-        if character is None:
-            raise ValueError(f"There is no character @{name}.")
-        key = character.word.lower()
-        if key in owners:
-            raise ValueError(
-                f'@{name} reads as "{character.word}", and so does {owners[key]}: give one of them another word, '
-                f'such as "brown {character.word}".'
-            )
-        owners[key] = f"@{name}"
-        words[name] = character.word
-        together[character.word] = character.subject()
-        descriptions.append(character.description)
-    plain = MENTION.sub(lambda match: words[match[1].lower()], prompt)
-    if describe:
-        plain = ", ".join([plain, *filter(None, descriptions)])
+    cast = {name: _cast(name, find) for name in mentions(prompt)}
+    plain, places, moved = _plain(prompt, cast)
+    descriptions = {name: character.description for name, character in cast.items() if character.description}
+    for name, description in descriptions.items() if describe else ():
+        plain += f", {description}"
+        places[name].append((len(plain) - len(description), len(plain)))
+    together: dict[str, Any] = {}
+    entries = [(_moved_key(prompt, plain, key, moved), subject) for key, subject in subjects.items()]
+    entries += [(target_key(plain, cast[name].word, places[name]), cast[name].subject()) for name in cast]
+    for key, subject in entries:
+        if key in together:
+            raise ValueError(f'Two subjects are "{key}" of "{plain}": give each a place of its own.')
+        together[key] = subject
     return plain, together
+
+
+def check_mentions(prompt: str) -> None:
+    """Refuse a prompt that still mentions somebody: a mention is no text that a model could draw.
+
+    Raises:
+        ValueError: names the first mention.
+    """
+    match = MENTION.search(prompt)
+    if match is not None:
+        raise ValueError(f"No character was read for {match[0]}: name one that is kept, or write the word itself.")
+
+
+def _cast(name: str, find: Callable[[str], Character | None]) -> Character:
+    character = find(name)
+    if character is None:
+        raise ValueError(f"There is no character @{name}.")
+    return character
+
+
+def _plain(
+    prompt: str, cast: Mapping[str, Character]
+) -> tuple[str, dict[str, list[Span]], Callable[[Span], Span | None]]:
+    """The prompt with words in the place of names, where each name's words stand in it, and where a span of the typed
+    prompt has moved (None for one within a mention)."""
+    places: dict[str, list[Span]] = {name: [] for name in cast}
+    plain, at, shifts = "", 0, []
+    for match in MENTION.finditer(prompt):
+        name = match[1].lower()
+        plain += prompt[at : match.start()]
+        places[name].append((len(plain), len(plain) + len(cast[name].word)))
+        plain, at = plain + cast[name].word, match.end()
+        shifts.append((match.span(), len(plain) - at))
+
+    def moved(span: Span) -> Span | None:
+        if any(start < span[1] and span[0] < end for (start, end), _ in shifts):
+            return None
+        shift = max(((end, shift) for (_, end), shift in shifts if end <= span[0]), default=(0, 0))[1]
+        return span[0] + shift, span[1] + shift
+
+    return plain + prompt[at:], places, moved
+
+
+def _moved_key(prompt: str, plain: str, key: str, moved: Callable[[Span], Span | None]) -> str:
+    """The key in the plain prompt of the places that it means in the typed one."""
+    spans = [place for span in target_spans(prompt, key) if (place := moved(span)) is not None]
+    if spans and find_target(plain, key) == spans:
+        return key
+    phrase = key if find_phrase(prompt, key) else occurrence(key)[0]
+    return target_key(plain, phrase, spans)
 
 
 def read_record(
@@ -171,7 +217,7 @@ def highlighted(prompt: str, words: Mapping[str, str]) -> list[tuple[str, str | 
         if word.startswith("@"):
             found = [match.span() for match in MENTION.finditer(prompt) if match[1].lower() == word[1:].lower()]
         else:
-            found = find_phrase(prompt, word) if word.strip() else []
+            found = find_target(prompt, word) if word.strip() else []
         spans += [(start, end, label) for start, end in found]
     pieces, at = [], 0
     for start, end, label in sorted(spans):

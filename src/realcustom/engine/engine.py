@@ -16,11 +16,11 @@ import torch
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.engine.grouping import Making, Units, Watch, batches
-from realcustom.engine.loading import load_pipeline
+from realcustom.engine.loading import computing_device, find_sources, load_sources
+from realcustom.engine.options import LoadOptions
 from realcustom.engine.presets import preset_named
 from realcustom.engine.requests import Reference, open_request, request_record
-from realcustom.hub.bundled import locate
-from realcustom.pipelines.base import STEPS
+from realcustom.pipelines.sources import Sources
 from realcustom.types import Cancelled, Progress, Request, Result, Subject
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
@@ -39,34 +39,38 @@ class Engine:
     def __init__(self, pipeline, source: Mapping[str, Any] | None = None, batch_size: int | None = None):
         self.pipeline = pipeline
         self.source = dict(source or {"model": None, "adapter": None})
-        self.batch_size = batch_size or (1 if pipeline.device.type == "cpu" else 4)
+        self.batch_size = batch_size or (1 if computing_device(pipeline).type == "cpu" else 4)
         # Reentrant: a preview is decoded from within the run that it shows.
         self._lock = threading.RLock()
-        # Tokenizers of their own, because one that is in use by a run cannot be asked by another thread.
-        self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in pipeline.tokenizers]
+        self._tokenizers: list[Any] = []
+        self._added: list[dict[str, int]] = []
         self._tokenizing = threading.Lock()
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(
-        cls,
-        model: str = "miniature",
-        *,
-        adapter: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        compiled: bool = False,
-    ) -> Engine:
-        """Load a model by name, folder or hub id; arguments and errors as `realcustom.engine.loading.load_pipeline`.
+    def load(cls, model: str = "miniature", *, batch_size: int | None = None, **options: Any) -> Engine:
+        """Load a model by name, folder or hub id; `options` are those of `realcustom.engine.options.LoadOptions`.
 
-        With `compiled` the U-Net's transformer blocks go through `torch.compile`: the first image of each size and
-        batch takes a minute or more, the others less time than without.
+        With `compiled` the transformer blocks go through `torch.compile`: the first image of each size and batch takes
+        a minute or more, the others less time than without.
+
+        Raises:
+            ValueError: see `realcustom.engine.loading.load_pipeline`.
         """
-        pipeline = load_pipeline(model, adapter=adapter, device=device, dtype=dtype)
-        if compiled:
-            pipeline.compile_blocks()
-        return cls(pipeline, {"model": locate(model), "adapter": adapter and locate(adapter)}, batch_size)
+        return cls.from_options(LoadOptions(model=model, **options), batch_size)
+
+    @classmethod
+    def from_options(cls, options: LoadOptions, batch_size: int | None = None) -> Engine:
+        """Load a model as its options say; errors as `load`."""
+        return cls.from_sources(find_sources(options), options, batch_size)
+
+    @classmethod
+    def from_sources(cls, sources: Sources, options: LoadOptions, batch_size: int | None = None) -> Engine:
+        """Load a model whose files are found; its images record exactly this revision."""
+        source = options.record()
+        if sources.revision is not None:
+            source["revision"] = sources.revision
+        return cls(load_sources(sources, options), source, batch_size)
 
     @property
     def grid(self) -> int:
@@ -98,6 +102,7 @@ class Engine:
         own["steps"] = preset_named(request.preset).steps or own["steps"]
         scales = self.pipeline.guidance_scales(request.guidance_scale, request.image_guidance_scale)
         own["guidance_scale"], own["image_guidance_scale"] = scales if request.subjects else (scales[0], None)
+        own["negative_prompt"] = self.pipeline.call_defaults.negative_prompt if request.subjects else None
         request = _with_defaults(request, own)
         self._check_size(request)
         self._check_prompt(request)
@@ -215,21 +220,30 @@ class Engine:
             )
 
     def _check_prompt(self, request: Request) -> None:
-        tokenizers = self._tokenizers
         with self._tokenizing:
+            tokenizers = self._own_tokenizers()
             prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
             if request.negative_prompt is not None:
                 for tokenizer in tokenizers:
-                    self.pipeline.texts_for(request.negative_prompt, tokenizer)
+                    self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt")
             positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
         check_disjoint(positions, request.prompt)
+
+    def _own_tokenizers(self) -> list[Any]:
+        """Copies of the pipeline's tokenizers, because one that is in use by a run cannot be asked by another thread;
+        made anew whenever textual inversions were loaded or removed."""
+        tokenizers = self.pipeline.tokenizers
+        added = [tokenizer.get_added_vocab() for tokenizer in tokenizers]
+        if added != self._added or not self._tokenizers:
+            self._tokenizers, self._added = copy.deepcopy(tokenizers), added
+        return self._tokenizers
 
     def _metadata(self, request: Request) -> dict[str, Any]:
         packages = ("torch", "diffusers", "transformers")
         return {
             "request": request_record(request),
             "model": self.source,
-            "device": str(self.pipeline.device),
+            "device": str(computing_device(self.pipeline)),
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
             "versions": {
                 "realcustom": version("realcustom"),
@@ -276,11 +290,12 @@ def _plain(subject: Subject) -> Subject:
 def _defaults(pipeline) -> dict[str, Any]:
     """What a request may leave to the model."""
     height, width = pipeline.native_size
+    settings = pipeline.call_defaults
     guidance_scale, image_guidance_scale = pipeline.guidance_scales(None, None)
     return {
-        "height": height,
-        "width": width,
-        "steps": STEPS,
+        "height": settings.height or height,
+        "width": settings.width or width,
+        "steps": pipeline.default_steps,
         "guidance_scale": guidance_scale,
         "image_guidance_scale": image_guidance_scale,
         "mask_scope": pipeline.default_mask.scope,

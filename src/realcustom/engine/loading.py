@@ -1,17 +1,24 @@
-"""From a model's name to a pipeline that is ready to run."""
+"""From the options of a model to a pipeline that is ready to run."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import re
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from realcustom.hub.bundled import MODELS, model_folder
+from realcustom.engine.options import DTYPES as DTYPE_NAMES
+from realcustom.engine.options import LoadOptions, lora_scale
+from realcustom.hub.places import open_shelf
+from realcustom.hub.trouble import told_apart
+from realcustom.pipelines.samplers import scheduler_named
+from realcustom.pipelines.sources import Sources, resolve
 
 # model_index.json's class -> ours: a stock base model runs in the pipeline of its shape.
 PIPELINES = {
@@ -20,45 +27,158 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "RealCustomXLPipeline",
     "RealCustomXLPipeline": "RealCustomXLPipeline",
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SETTINGS = "pipeline.json"  # of an adapter folder: arguments of the pipeline that its weights expect
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
+LORA_NAMES = ("pytorch_lora_weights.safetensors",)
+LESS_MEMORY = (
+    "dtype bfloat16 halves what the weights take, offload model keeps only the network at work on the accelerator, "
+    "offload group or sequential only its layers at work, vae tiling and a smaller size help the picture's part"
+)
+
+log = logging.getLogger("realcustom.engine")
 
 
-def load_pipeline(
-    model: str = "miniature", *, adapter: str | None = None, device: str | None = None, dtype: str | None = None
-) -> DiffusionPipeline:
-    """The pipeline of a base model with its adapter, on a device.
+def load_pipeline(model: str = "miniature", **options: Any) -> DiffusionPipeline:
+    """The pipeline of a base model with its adapter, on a device; `options` are those of `LoadOptions`.
 
-    Args:
-        model: a bundled model's name, a folder in diffusers' layout, or a hub id.
-        adapter: folder or hub id of an adapter, or a folder with the subfolder `adapter`; what else lies there
-            (`reference_encoder`, `unet`, `scheduler`, `pipeline.json`) replaces the base's. None: the adapter that the
-            model's own folder holds.
-        device: "cpu", "cuda", "cuda:1", "mps" ...; None takes a GPU if there is one.
-        dtype: "float32", "float16" or "bfloat16"; None is float32 on a CPU, bfloat16 elsewhere.
+    Where the accelerator's memory does not hold it, it is loaded again with offload="model", and that is said.
 
     Raises:
-        ValueError: one sentence saying which of these cannot be had.
+        ValueError: one sentence saying what cannot be had, or that there is not enough memory and what helps.
     """
-    place = resolve_device(device)
-    number_format = resolve_dtype(dtype, place)
-    folder = model_folder(model)
-    pipeline_class = _pipeline_class(folder)
+    loading = LoadOptions(model=model, **options)
+    return load_sources(find_sources(loading), loading)
+
+
+def find_sources(options: LoadOptions) -> Sources:
+    """Everything that is to be fetched, fetched; errors as `load_pipeline`."""
+    sources = resolve(
+        options.model,
+        adapter=options.adapter,
+        reference_encoder=options.reference_encoder,
+        revision=options.revision,
+        variant=options.variant,
+        base_file=options.base_file,
+    )
+    _pipeline_class(sources, options.model)
+    return sources
+
+
+def load_sources(sources: Sources, options: LoadOptions) -> DiffusionPipeline:
+    """The pipeline of files that are here."""
+    place = resolve_device(options.device)
+    if options.offload is not None and place.type == "cpu":
+        raise ValueError("offload moves networks between an accelerator and main memory; on a CPU there is none.")
     try:
-        parts = {} if adapter is None else _adapter_parts(adapter, number_format, pipeline_class)
-        pipeline = pipeline_class.from_pretrained(folder, dtype=number_format, **parts)
+        with enough_memory():
+            return _load(sources, options, place)
+    except MemoryError as error:
+        if options.offload is not None or place.type == "cpu":
+            raise ValueError(str(error)) from error
+    gc.collect()
+    if place.type == "cuda":
+        torch.cuda.empty_cache()
+    log.warning("The memory of %s does not hold the model: it goes on with offload=model, which is slower.", place)
+    try:
+        with enough_memory():
+            return _load(sources, replace(options, offload="model"), place)
+    except MemoryError as error:
+        raise ValueError(str(error)) from error
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Whatever says that memory is short becomes one `MemoryError` that says what helps."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryError(f"There is not enough memory for this model: {LESS_MEMORY}.") from error
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+            raise
+        raise MemoryError(f"There is not enough memory for this model: {LESS_MEMORY}.") from error
+
+
+def _load(sources: Sources, options: LoadOptions, place: torch.device) -> DiffusionPipeline:
+    dtype = resolve_dtype(options.dtype, place)
+    try:
+        pipeline = _pipeline_class(sources, options.model).from_sources(sources, torch_dtype=dtype)
     except OSError as error:
-        what = f'The model "{model}"' + ("" if adapter is None else f' with the adapter "{adapter}"')
-        raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
-    _check_family(pipeline, model)
-    return pipeline.to(place)
+        raise ValueError(f"{_named(options)} cannot be read: {_first_line(error)}") from error
+    _check_family(pipeline, options.model)
+    if options.scheduler is not None:
+        pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
+    _load_loras(pipeline, options.lora)
+    if options.vae_tiling:
+        pipeline.vae.enable_tiling()
+    _place(pipeline, place, options.offload)
+    if options.compiled:
+        pipeline.compile_blocks()
+    return pipeline
+
+
+def _place(pipeline: DiffusionPipeline, place: torch.device, offload: str | None) -> None:
+    if offload is None:
+        pipeline.to(place)
+    elif offload == "model":
+        pipeline.enable_model_cpu_offload(device=place)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=place)
+    else:
+        # By leaf: keys and values of the text are made by single layers, outside of their blocks.
+        pipeline.enable_group_offload(place, offload_type="leaf_level", use_stream=place.type == "cuda")
+
+
+def _load_loras(pipeline: DiffusionPipeline, loras: tuple[str, ...]) -> None:
+    """All of them, each with its scale; errors name the one that cannot be had."""
+    scales = {}
+    for index, lora in enumerate(loras):
+        source, scale = lora_scale(lora)
+        file = _lora_file(source)
+        name = f"lora_{index}"
+        try:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f'The LoRA "{source}" does not fit this model: {_first_line(error)}') from error
+        scales[name] = scale
+    if scales:
+        pipeline.set_adapters(list(scales), list(scales.values()))
+
+
+def _lora_file(source: str) -> Path:
+    """The one file of a LoRA: named, or the only one of its folder or repository."""
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"The LoRA {source} is refused: LoRAs are read from .safetensors files.")
+        return path.absolute()
+    name = ""
+    if not path.is_dir() and source.endswith(".safetensors") and source.count("/") >= 2:
+        source, _, name = source.rpartition("/")
+    with told_apart(source):
+        shelf = open_shelf(source, "LoRA")
+    found = [path for path in shelf.paths if path.endswith(".safetensors") and "/" not in path]
+    usual = [path for path in found if path == (name or LORA_NAMES[0])]
+    if name and not usual:
+        raise ValueError(f'"{source}" has no file {name}; it has {", ".join(found) or "no .safetensors file"}.')
+    chosen = usual or found
+    if len(chosen) != 1:
+        raise ValueError(
+            f'"{source}" has {len(found)} .safetensors files: name one of them, {source}/FILE.safetensors.'
+        )
+    return shelf.take(chosen) / chosen[0]
+
+
+def computing_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with offload its weights lie elsewhere between their uses."""
+    return torch.device(pipeline._execution_device)
 
 
 def resolve_device(device: str | None) -> torch.device:
     """The device of that name, or the best one there is; ValueError if this machine does not have it."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         place = torch.device(device)
         torch.empty(1, device=place)
@@ -71,61 +191,23 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     """The torch dtype of that name; None is float32 on a CPU, bfloat16 elsewhere."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return named_dtype(dtype)
+
+
+def named_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of that name; ValueError that lists them where there is none."""
     if dtype not in DTYPES:
         raise ValueError(f'There is no dtype "{dtype}"; there are {", ".join(DTYPES)}.')
     return DTYPES[dtype]
 
 
-def _pipeline_class(folder: str) -> type[DiffusionPipeline]:
+def _pipeline_class(sources: Sources, model: str) -> type[DiffusionPipeline]:
     import realcustom
 
-    index = _model_index(folder)
-    name = PIPELINES.get(index.get("_class_name"))
+    name = PIPELINES.get(sources.kind)
     if name is None:
-        raise ValueError(
-            f'"{folder}" is a {index.get("_class_name")}; models of Stable Diffusion 1.x and SDXL are supported.'
-        )
+        raise ValueError(f'"{model}" is a {sources.kind}; models of Stable Diffusion 1.x and SDXL are supported.')
     return getattr(realcustom, name)
-
-
-def _model_index(folder: str) -> dict[str, Any]:
-    path = Path(folder)
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f'"{folder}" is not a model folder: it has no model_index.json.')
-    if not path.exists() and not HUB_ID.fullmatch(folder):
-        raise ValueError(
-            f'There is no model "{folder}": give a folder, a hub id (owner/name) or one of {", ".join(MODELS)}.'
-        )
-    try:
-        return DiffusionPipeline.load_config(folder)
-    except (OSError, ValueError) as error:
-        where = "read" if path.exists() else "fetched from the hub, nor is it a folder here"
-        raise ValueError(f'The model "{folder}" cannot be {where}.') from error
-
-
-def _adapter_parts(adapter: str, dtype: torch.dtype, pipeline_class: type[DiffusionPipeline]) -> dict[str, Any]:
-    """The components and settings an adapter folder brings: `from_pretrained`'s keyword arguments."""
-    from diffusers import UNet2DConditionModel
-
-    from realcustom.pipelines.scheduler import RealCustomScheduler
-
-    path = Path(adapter)
-    if not path.is_dir() and not HUB_ID.fullmatch(adapter):
-        raise ValueError(f'There is no adapter "{adapter}": give a folder or a hub id (owner/name).')
-    if not (path / "adapter").is_dir():
-        return {"adapter": adapter}
-    parts: dict[str, Any] = {"adapter": str(path / "adapter")}
-    if (path / "reference_encoder").is_dir():
-        parts["reference_encoder"] = str(path / "reference_encoder")
-    if (path / "unet").is_dir():
-        parts["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype)
-    if (path / "scheduler").is_dir():
-        parts["scheduler"] = RealCustomScheduler.from_pretrained(path, subfolder="scheduler")
-    if (path / SETTINGS).is_file():
-        known = inspect.signature(pipeline_class.__init__).parameters
-        settings = json.loads((path / SETTINGS).read_text())
-        parts |= {name: value for name, value in settings.items() if name in known}
-    return parts
 
 
 def _check_family(pipeline: DiffusionPipeline, model: str) -> None:
@@ -136,6 +218,12 @@ def _check_family(pipeline: DiffusionPipeline, model: str) -> None:
     pooled = config.addition_embed_type == "text_time"
     if config.cross_attention_dim != width or pooled != (encoders[1] is not None):
         raise ValueError(f'The U-Net and the text encoders of "{model}" are of different families.')
+
+
+def _named(options: LoadOptions) -> str:
+    return f'The model "{options.model}"' + (
+        "" if options.adapter is None else f' with the adapter "{options.adapter}"'
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ A `Reference` is an opened picture with a name: where it came from, and the hash
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from realcustom.encoders.target_word import find_phrase
+from realcustom.encoders.target_word import target_spans
+from realcustom.engine.characters import check_mentions
 from realcustom.engine.presets import preset_named
 from realcustom.pictures.content import pixels_sha256
 from realcustom.pictures.opening import open_image
@@ -64,13 +64,13 @@ def check_request(request: Request) -> None:
     """Refuse what can be known to be wrong without pictures and without a model.
 
     Raises:
-        ValueError: there is no such preset, or a subject's word does not stand in the prompt, whose words it names.
+        ValueError: there is no such preset, the prompt mentions a character that was not read, or a subject's word does
+            not stand in the prompt, whose words it names.
     """
     preset_named(request.preset)
+    check_mentions(request.prompt)
     for word in request.subjects:
-        if not find_phrase(request.prompt, word):
-            words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt)))
-            raise ValueError(f'"{word}" does not stand in the prompt "{request.prompt}"; its words are: {words}.')
+        target_spans(request.prompt, word)
 
 
 def request_record(request: Request) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from realcustom.pictures.content import pixels_sha256
 from realcustom.pictures.opening import open_image
 
 Picture = Path | Image.Image
@@ -100,4 +101,4 @@ def fingerprint(value: Any) -> str:
 def _name(picture: Picture) -> str:
     if isinstance(picture, Path):
         return "/".join(picture.parts[-2:])
-    return "sha256:" + hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()[:12]
+    return "sha256:" + pixels_sha256(picture.convert("RGB"))[:12]

@@ -1,12 +1,11 @@
 """Feature extractors behind one signature, from local folders or hub ids through transformers.
 
-Preprocessing is PIL's alone and fixed here: an RGB picture is resized (bicubic, shorter side), cut at the centre,
-scaled to [0, 1] and normalised. CLIP: 224 then 224, CLIP's mean and deviation. DINO and DINOv2: 256 then 224,
-ImageNet's. Models of another input size use the same proportions. Shapes: N pictures or texts, d feature width.
+Shapes: N pictures or texts, d feature width.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from .preprocessing import clip_preprocessing, imagenet_preprocessing
 
 HUB_IDS = {
     "clip-b32": "openai/clip-vit-base-patch32",
@@ -42,38 +40,6 @@ class TextExtractor(ImageExtractor, Protocol):
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, d) float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """resize: shorter side in pixels; crop: side of the square cut from the centre; mean, std: per RGB channel."""
-
-    resize: int
-    crop: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """(N, 3, crop, crop) float32."""
-        return torch.stack([self._one(picture) for picture in pictures])
-
-    def _one(self, picture: Image.Image) -> Tensor:
-        picture = picture.convert("RGB")
-        scale = self.resize / min(picture.size)
-        size = tuple(max(self.resize, round(side * scale)) for side in picture.size)
-        if size != picture.size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
-        values = np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / 255
-        return torch.from_numpy((values - np.float32(self.mean)) / np.float32(self.std)).permute(2, 0, 1)
-
-
-def clip_preprocessing(size: int) -> Preprocessing:
-    return Preprocessing(resize=size, crop=size, mean=CLIP_MEAN, std=CLIP_STD)
-
-
-def imagenet_preprocessing(size: int) -> Preprocessing:
-    return Preprocessing(resize=round(size * 256 / 224), crop=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 class ClipExtractor:
@@ -172,9 +138,11 @@ def load_extractors(source: str, device: str | None = None) -> Extractors:
         clip, dino = ClipExtractor.load(HUB_IDS["clip-b32"], device), VitExtractor.load(HUB_IDS["dino-s16"], device)
         return Extractors(clip=clip, dino=dino, preferences={})
     if source == "tests-tiny":
-        from .tiny import tiny_extractors
+        from .tiny import write_tiny
 
-        return tiny_extractors()
+        with tempfile.TemporaryDirectory() as tiny:
+            write_tiny(Path(tiny))
+            return from_folder(Path(tiny))
     folder = Path(source)
     if not (folder / "clip").is_dir() or not (folder / "dino").is_dir():
         raise ValueError(

@@ -7,7 +7,6 @@ model, so neither the order nor an interruption changes it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 from realcustom.engine.presets import DEFAULT, preset_named
 from realcustom.guidance.mask import MaskSettings
 from realcustom.pictures.overlays import mask_image
-from realcustom.pictures.png import write_png
+from realcustom.pictures.png import write_png, write_whole
 from realcustom.types import Subject
 
 from .benchmark import Task, fingerprint, opened
@@ -173,11 +172,9 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The file appears whole or not at all."""
+    """JSON in a folder that is made if need be; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
-    os.replace(unfinished, path)
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
 def without_subjects(setup: Setup) -> Setup:

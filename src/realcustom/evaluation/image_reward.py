@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .extractors import clip_preprocessing
+from .preprocessing import clip_preprocessing
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw reward on its authors' validation set
 TEXT_TOKENS = 35

@@ -6,21 +6,11 @@ They exercise the whole path of a benchmark offline; their numbers mean nothing.
 from __future__ import annotations
 
 import string
-import tempfile
 from pathlib import Path
 
 import torch
 
-from .extractors import Extractors, from_folder
-
 WORDS = ("a", "dog", "cat", "in", "on", "the", "red", "with", "and")
-
-
-def tiny_extractors() -> Extractors:
-    """CLIP, DINO and PickScore-like models of a few thousand weights, the same ones at every call."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_tiny(Path(folder))
-        return from_folder(Path(folder))
 
 
 def write_tiny(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 MODELS = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
@@ -20,8 +19,3 @@ def model_folder(name: str) -> str:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f'The weights of "{name}" are missing from this installation: reinstall it from a full clone.')
     return str(folder)
-
-
-def locate(model: str) -> str:
-    """The name under which a model is found again from anywhere: folders become absolute, other names stay."""
-    return model if model in MODELS or not Path(model).exists() else os.path.abspath(model)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..encoders.image import ReferenceFeatures
+from .ip_projectors import ImageEmbedProjector, ResamplerProjector
 
 
 class FeatureAttention(nn.Module):
@@ -167,6 +168,8 @@ PROJECTORS: dict[str, type[nn.Module]] = {
     "shallow": ShallowProjector,
     "cross-layer-cross-scale": CrossLayerCrossScaleProjector,
     "plain": PlainProjector,
+    "image-embed": ImageEmbedProjector,
+    "resampler": ResamplerProjector,
 }
 
 

@@ -25,7 +25,7 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> 
     """The bytes of a PNG file of `image`, with `metadata` as JSON under the text key "realcustom"."""
     info = PngInfo()
     if metadata is not None:
-        info.add_text(KEY, json.dumps(metadata, sort_keys=True, allow_nan=False))
+        info.add_text(KEY, json.dumps(metadata, allow_nan=False))
     stream = io.BytesIO()
     image.save(stream, format="PNG", pnginfo=info)
     return stream.getvalue()

@@ -18,15 +18,19 @@ from realcustom.encoders.cache import FeatureCache
 from realcustom.encoders.target_word import check_prompt_length
 from realcustom.guidance.guidance_scale import EVERYWHERE, choose_guidance
 from realcustom.guidance.mask import MaskSettings
+from realcustom.guidance.records import mask_settings
+from realcustom.hub.settings import CallDefaults
 from realcustom.models.adapter import GUIDANCE
 from realcustom.models.backbone import Text
 from realcustom.models.compiled import compile_blocks
 from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.callbacks import StepTensors
-from realcustom.pipelines.components import OWN_COMPONENTS, checked, load_components
+from realcustom.pipelines.components import OWN_COMPONENTS, checked, load_components, split_names
 from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
 from realcustom.pipelines.references import fixed_references, scored_references
+from realcustom.pipelines.samplers import scheduler_named
+from realcustom.pipelines.sources import Sources, load_parts, resolve
 from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.types import Subject
 
@@ -90,29 +94,68 @@ class RealCustomMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a pipeline from a folder, a hub id, or a bundled model's name.
+        """Load a pipeline from a folder, a hub id, or the name of a bundled or real model.
 
         Args:
             pretrained_model_name_or_path: a saved RealCustom pipeline, or any stock base model of the family
-                together with `adapter` and `reference_encoder`.
-            kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids.
+                together with `adapter`.
+            kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids
+                (owner/name[/folder...][@revision]). A converted or exported adapter brings its encoder and settings.
 
         Raises:
-            ValueError: the adapter does not fit the base model.
+            ValueError: in one sentence, what cannot be had, or that the adapter does not fit the base model.
         """
-        from realcustom.hub.bundled import model_folder
-
-        return checked(super().from_pretrained(model_folder(pretrained_model_name_or_path), **load_components(kwargs)))
+        return cls._from_names(str(pretrained_model_name_or_path), None, kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, **kwargs):
-        """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`."""
-        return checked(super().from_single_file(pretrained_model_link_or_path, **load_components(kwargs)))
+        """Load the base from one checkpoint file; `adapter` and `reference_encoder` as in `from_pretrained`.
+
+        With `config`, a folder or hub id in diffusers' layout, the file is read as a model of its shape.
+        """
+        if "config" not in kwargs:
+            return checked(super().from_single_file(pretrained_model_link_or_path, **load_components(kwargs)))
+        named = {name: value for name, value in kwargs.items() if name not in ("config", "local_files_only")}
+        return cls._from_names(str(kwargs["config"]), str(pretrained_model_link_or_path), named)
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
         """Share the networks of another pipeline; `adapter` and `reference_encoder` as in `from_pretrained`."""
         return checked(super().from_pipe(pipeline, **load_components(kwargs)))
+
+    @classmethod
+    def _from_names(cls, model: str, base_file: str | None, kwargs: Mapping[str, Any]):
+        names, kwargs = split_names(kwargs)
+        given = [name for name, value in kwargs.items() if value is not None]
+        return cls.from_sources(resolve(model, **names, base_file=base_file, given=given), **kwargs)
+
+    @classmethod
+    def from_sources(cls, sources: Sources, **kwargs):
+        """Load a pipeline whose files `realcustom.pipelines.sources.resolve` has found; `kwargs` as diffusers'."""
+        kwargs = {**load_parts(sources.parts, kwargs.get("torch_dtype", kwargs.get("dtype"))), **kwargs}
+        settings = sources.settings
+        if "adapter" in sources.parts:
+            known = inspect.signature(cls.__init__).parameters
+            own = {"defaults": settings.defaults.to_dict(), "released_conditioning": settings.released_conditioning}
+            kwargs = {**{name: value for name, value in own.items() if name in known and value}, **kwargs}
+        if sources.base_file is None:
+            pipe = super().from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
+        else:
+            base = str(sources.base)
+            pipe = super().from_single_file(str(sources.base_file), config=base, local_files_only=True, **kwargs)
+        if settings.scheduler is not None and "scheduler" not in kwargs:
+            pipe.scheduler = scheduler_named(settings.scheduler, pipe.scheduler)
+        return checked(pipe)
+
+    @property
+    def call_defaults(self) -> CallDefaults:
+        """What calls take that say nothing themselves: the settings that came with the adapter."""
+        return CallDefaults.from_dict(self.config.get("defaults"))
+
+    @property
+    def default_steps(self) -> int:
+        """Denoising steps of calls with subjects that name none."""
+        return self.call_defaults.steps or STEPS
 
     @property
     def feature_cache(self) -> FeatureCache:
@@ -134,14 +177,22 @@ class RealCustomMixin:
         """Both scales of a call with subjects: as given, or the adapter's own where neither is; an image scale given
         alone comes with the adapter's text scale, a guidance scale given alone is the only one."""
         own = GUIDANCE if self.adapter is None else self.adapter.config.guidance
+        if self.call_defaults.guidance_scale is not None:
+            own = (self.call_defaults.guidance_scale, self.call_defaults.image_guidance_scale)
         if guidance_scale is None and image_guidance_scale is None:
             return tuple(own)
         return own[0] if guidance_scale is None else guidance_scale, image_guidance_scale
 
     @property
     def default_mask(self) -> MaskSettings:
-        """The mask of calls that give none: everything by default but the scope, which is the adapter's own."""
-        return MaskSettings() if self.adapter is None else MaskSettings(scope=self.adapter.config.scope)
+        """The mask of calls that give none: everything by default but the adapter's own scope and what the settings
+        that came with it change.
+
+        Raises:
+            ValueError: they cannot be used.
+        """
+        scope = {} if self.adapter is None else {"scope": self.adapter.config.scope}
+        return mask_settings(self.call_defaults.mask or {}, **scope)
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -247,10 +298,20 @@ class RealCustomMixin:
         if prompt is None:
             raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
         values = {name: parameter.default for name, parameter in list(parameters.items())[3:]}
-        values |= {"guidance_scale": None, "num_inference_steps": STEPS}
+        values |= {"guidance_scale": None, "num_inference_steps": self.default_steps}
+        values |= self._own_defaults(prompt)
         values |= {name: value for name, value in arguments.items() if value is not None}
         height, width = self.native_size
         return {**values, "height": values["height"] or height, "width": values["width"] or width}
+
+    def _own_defaults(self, prompt: str | Sequence[str]) -> dict[str, Any]:
+        """What the settings that came with the adapter put in the place of the stock pipeline's defaults."""
+        settings = self.call_defaults
+        negative = settings.negative_prompt
+        if negative is not None and not isinstance(prompt, str):
+            negative = [negative] * len(prompt)
+        own = {"height": settings.height, "width": settings.width, "negative_prompt": negative}
+        return {name: value for name, value in own.items() if value is not None}
 
     def _network_scales(self, scales: tuple[float, float | None]) -> tuple[float, float | None]:
         """A guidance-distilled U-Net is told its scale and is not guided a second time, as in diffusers."""

@@ -1,47 +1,50 @@
-"""Our own components of a pipeline, loaded beside the stock ones from folders or hub ids."""
+"""Our own components of a pipeline among the arguments of diffusers' loading functions."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
 
-from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
-from realcustom.models.adapter import RealCustomAdapter
+from realcustom.pipelines.sources import load_parts, own_sources
 
-OWN_COMPONENTS = {"adapter": RealCustomAdapter, "reference_encoder": ReferenceEncoder}
-# How files are fetched holds for every repository; which revision or subfolder, for the base's alone.
-FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+OWN_COMPONENTS = ("adapter", "reference_encoder")
+# Arguments that say where and how to fetch; here the environment says so, for every repository alike.
+FETCHING = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "token"})
 
 
-def load_components(kwargs: dict) -> dict:
-    """Keyword arguments of `from_pretrained` with our own components' folders and hub ids replaced by the objects.
+def split_names(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `realcustom.pipelines.sources.resolve` finds, by its names, and what is left.
 
-    What says how files are fetched (token, cache_dir, local_files_only ...) counts for them, too.
+    Raises:
+        ValueError: an argument says how to fetch.
     """
-    kwargs = dict(kwargs)
-    loading = {name: kwargs[name] for name in FETCHING if name in kwargs}
-    loading |= {name: kwargs[name] for name in ("torch_dtype", "dtype") if name in kwargs}
-    for name, kind in OWN_COMPONENTS.items():
-        source = kwargs.get(name)
-        if source is not None and not isinstance(source, torch.nn.Module):
-            kwargs[name] = _component_class(kind, source, loading).from_pretrained(source, **loading)
-    return kwargs
+    elsewhere = sorted(FETCHING & kwargs.keys())
+    if elsewhere:
+        raise ValueError(f"{', '.join(elsewhere)}: set HF_TOKEN, HF_HUB_CACHE or HF_HUB_OFFLINE instead.")
+    names = {name: str(kwargs[name]) for name in OWN_COMPONENTS if isinstance(kwargs.get(name), (str, PathLike))}
+    names |= {name: kwargs[name] for name in ("revision", "variant") if kwargs.get(name) is not None}
+    return names, {name: value for name, value in kwargs.items() if name not in {*names, "revision", "variant"}}
+
+
+def load_components(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments with our own components' folders and hub ids replaced by the objects.
+
+    Raises:
+        ValueError: one of them cannot be had.
+    """
+    names, left = split_names(kwargs)
+    sources = own_sources(names.get("adapter"), names.get("reference_encoder"))
+    return {**load_parts(sources, left.get("torch_dtype", left.get("dtype"))), **left}
 
 
 def checked(pipe):
-    """The pipeline, if its adapter fits its U-Net.
+    """The pipeline, if its adapter fits its U-Net and its settings can be used.
 
     Raises:
         ValueError: it does not.
     """
+    pipe.default_mask  # noqa: B018 - settings that cannot be used are told now
     if pipe.adapter is not None and pipe.unet is not None:
         pipe.adapter.check(pipe.backbone())
     return pipe
-
-
-def _component_class(kind: type, source, loading: dict) -> type:
-    """RealCustom's CLIP encoder says so in its configuration."""
-    if kind is not ReferenceEncoder:
-        return kind
-    fetching = {name: value for name, value in loading.items() if name in FETCHING}
-    config = ClipReferenceEncoder.load_config(source, **fetching)
-    return ClipReferenceEncoder if config["_class_name"] == "ClipReferenceEncoder" else kind

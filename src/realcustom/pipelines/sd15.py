@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
@@ -37,9 +38,10 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
-        reference_encoder: ReferenceEncoder | ClipReferenceEncoder | None = None,
+        reference_encoder: ReferenceEncoder | ClipReferenceEncoder | ClipImageEncoder | None = None,
         adapter: RealCustomAdapter | None = None,
         requires_safety_checker: bool = False,
+        defaults: dict | None = None,
     ):
         super().__init__(
             vae,
@@ -53,6 +55,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             requires_safety_checker,
         )
         self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
+        self.register_to_config(defaults=defaults)
 
     @torch.no_grad()
     @stock_arguments(StableDiffusionPipeline.__call__, REFUSED)

@@ -16,6 +16,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
@@ -57,11 +58,12 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         scheduler: KarrasDiffusionSchedulers,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
-        reference_encoder: ReferenceEncoder | ClipReferenceEncoder | None = None,
+        reference_encoder: ReferenceEncoder | ClipReferenceEncoder | ClipImageEncoder | None = None,
         adapter: RealCustomAdapter | None = None,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
         released_conditioning: bool = False,
+        defaults: dict | None = None,
     ):
         super().__init__(
             vae,
@@ -77,7 +79,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             add_watermarker,
         )
         self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
-        self.register_to_config(released_conditioning=released_conditioning)
+        self.register_to_config(released_conditioning=released_conditioning, defaults=defaults)
 
     @torch.no_grad()
     @stock_arguments(StableDiffusionXLPipeline.__call__, REFUSED)

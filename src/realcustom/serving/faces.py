@@ -58,10 +58,10 @@ def _cascade():
     try:
         import cv2
     except ImportError as error:
-        raise ValueError("Finding faces needs OpenCV: pip install 'realcustom[serve]', or draw the face.") from error
+        raise ValueError("Finding faces needs OpenCV: install with the extra [serve], or draw the face.") from error
     # OpenCV 5 has left its cascades out.
     if not hasattr(cv2, "CascadeClassifier"):
-        raise ValueError("Finding faces needs OpenCV 4: pip install 'realcustom[serve]', or draw the face.")
+        raise ValueError("Finding faces needs OpenCV 4: install with the extra [serve], or draw the face.")
     cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
     # Fewer threads than cores: the model needs them.
     cv2.setNumThreads(1)

@@ -37,7 +37,8 @@ class GenerationBody(BaseModel):
         examples=["a dog on the beach"],
     )
     subjects: dict[str, SubjectBody | str | list[str]] = Field(
-        default_factory=dict, description="Word of the prompt -> what it looks like; a picture stands for a subject."
+        default_factory=dict,
+        description='Word of the prompt, or one place of it ("dog#2") -> what it looks like; a picture is a subject.',
     )
     negative_prompt: str | None = None
     height: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")

@@ -238,7 +238,7 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> 
     """An image as PNG, with its settings where `realcustom.pictures.png` reads them."""
     info = PngInfo()
     if metadata is not None:
-        info.add_text(KEY, json.dumps(metadata, sort_keys=True, allow_nan=False))
+        info.add_text(KEY, json.dumps(metadata, allow_nan=False))
     stream = io.BytesIO()
     image.save(stream, format="PNG", pnginfo=info)
     return stream.getvalue()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from realcustom.hub.settings import AdapterSettings
 from realcustom.models.attention import VisualKeysValues
 from realcustom.models.backbone import Backbone, Branch, Text
 from realcustom.models.scoring import KEEP_IN_TRAINING
@@ -37,6 +38,8 @@ from .objective import (
     uniform_timesteps,
     weighted_error,
 )
+
+TRAINED = AdapterSettings(origin="trained with realcustom train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,8 @@ class CurriculumCache:
         }
 
 
-def export_adapter(modules: Modules, folder: Path, names: Sequence[str] = ("adapter",)) -> None:
-    """Write the named modules, each into its own subfolder: the adapter, and an encoder nobody could load elsewhere."""
-    for name in names:
+def export_adapter(modules: Modules, folder: Path, settings: AdapterSettings = TRAINED) -> None:
+    """Write adapter, reference encoder and settings: one folder that every door takes as its adapter."""
+    for name in ("adapter", "reference_encoder"):
         modules[name].save_pretrained(folder / name)
+    settings.save(folder)

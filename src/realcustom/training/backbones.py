@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.unet import UNetBackbone
 
-from .adapter import AdapterLoss, export_adapter
+from .adapter import TRAINED, AdapterLoss, export_adapter
 from .base import tokenize
 from .conditions import encode_text, encode_text_xl
 from .config import Parts
@@ -32,6 +33,7 @@ def adapter_parts(
     adapter: RealCustomAdapter,
     data: Callable,
     dtype: torch.dtype | None = None,
+    base_name: str | None = None,
     **loss,
 ) -> Parts:
     """The parts of an adapter's training: everything frozen but the adapter.
@@ -42,6 +44,7 @@ def adapter_parts(
         adapter: trained; its keys and values start from the text's.
         data: Feed -> batches.
         dtype: of the frozen U-Net and text encoders; the autoencoder stays as it is. None changes nothing.
+        base_name: hub id or folder of the base, recorded with the exported adapter.
         loss: further arguments of `AdapterLoss`.
     """
     backbone = UNetBackbone(base["unet"])
@@ -65,7 +68,7 @@ def adapter_parts(
             **loss,
         ),
         data=data,
-        export=export_adapter,
+        export=partial(export_adapter, settings=replace(TRAINED, base=base_name)),
         close=stack.close,
     )
 

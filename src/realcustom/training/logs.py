@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from realcustom.pictures.png import write_whole
 
 
 class JsonLines:
@@ -27,9 +28,7 @@ class JsonLines:
         if not self.enabled:
             return
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="ascii")
-        os.replace(unfinished, self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode("ascii"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line."""

@@ -95,9 +95,6 @@ def start_networks(
     return adapter, vision
 
 
-export_with_encoder = partial(export_adapter, names=("adapter", "reference_encoder"))
-
-
 def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], RealCustomAdapter], **loss) -> Parts:
     """The parts of a miniature adapter's training.
 
@@ -128,7 +125,7 @@ def adapter_parts(run: AdapterRun, build: Callable[[object, ReferenceEncoder], R
         loss=AdapterLoss(backbone=backbone, scheduler=base["scheduler"], empty_tokens=empty, **loss),
         data=partial(feed_batches, source=CurriculumCache(cache, chooser)),
         sample=sample if run.examples else None,
-        export=export_with_encoder,
+        export=export_adapter,
         close=stack.close,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from realcustom.encoders.target_word import find_phrase
+from realcustom.encoders.target_word import find_target
 from realcustom.engine.characters import highlighted, mentions
 from realcustom.serving.service import Service
 from realcustom.serving.studio.look import sentence, sentence_box
@@ -183,7 +183,7 @@ def mark(service: Service, prompt: str, *words: str) -> tuple[list[tuple[str, st
         labels[f"@{name}"] = f"reads as {character.word}"
     named = [word for text in words for word in split_words(text)]
     labels |= dict.fromkeys(named, "subject")
-    missing = next((word for word in named if prompt and not find_phrase(prompt, word)), None)
+    missing = next((word for word in named if prompt and not find_target(prompt, word)), None)
     text = missing and f'"{missing}" does not stand in the prompt.'
     return highlighted(prompt or "", labels) or [("", None)], sentence(text)
 
