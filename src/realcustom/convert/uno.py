@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
 from torch import Tensor
 
-from realcustom.convert.release import check_keys, read_state
+from realcustom.convert.states import check_keys, read_state
 from realcustom.models.uno_lora import released_shapes
 
 _EMBEDDERS = {"time_in": "timestep_embedder", "guidance_in": "guidance_embedder", "vector_in": "text_embedder"}
