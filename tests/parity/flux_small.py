@@ -30,7 +30,13 @@ def build_uno(folder: Path, dtype: torch.dtype = torch.float32):
     """The same with its LoRA, unmerged."""
     transformer = build_flux(folder)
     load_lora(transformer, lora_file(folder))
+    transformer.set_adapters("uno", lora_scale(folder))
     return cast(transformer, dtype)
+
+
+def lora_scale(folder: Path) -> float:
+    """The adapter weight at which the reference was made."""
+    return float(small_config(folder)["lora"]["scale_in_effect"])
 
 
 def cast(transformer, dtype: torch.dtype):

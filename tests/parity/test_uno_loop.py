@@ -99,7 +99,9 @@ def test_every_step_of_every_loop(loop, max_difference, reference_folder):
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
         mu = shift_exponent(released_tokens(info["height_px"], info["width_px"]))
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / info["steps"], info["steps"]), mu=mu)
-        added = {"pooled_projections": given["vec"], "guidance": torch.full((info["batch"],), info["guidance"])}
+        added = {"pooled_projections": given["vec"]}
+        if transformer.config.guidance_embeds:
+            added["guidance"] = torch.full((info["batch"],), info["guidance"])
         tokens = reference_tokens(stored_latents(given), grid, PLACES[info["pe"]])
         references = None
         if tokens is not None:

@@ -11,7 +11,7 @@ from realcustom.convert.uno import checked_lora, flux_from_released, load_lora
 from realcustom.models.uno import PLACES, reference_ids, velocity
 from realcustom.models.uno_lora import released_shapes, released_state
 
-from .flux_small import base_weights, build_flux, build_uno, lora_file, pass_references, small_config
+from .flux_small import base_weights, build_flux, build_uno, lora_file, lora_scale, pass_references, small_config
 
 TOLERANCE = 2e-5
 
@@ -45,14 +45,14 @@ def test_passes_with_and_without_the_lora(load_reference, max_difference, uno):
 
 
 @torch.no_grad()
-def test_adapter_weight_is_the_releases_lora_weight(load_reference, max_difference, uno):
+def test_adapter_weight_is_the_releases_lora_weight(load_reference, max_difference, uno, reference_folder):
     reference = load_reference("uno/transformer")
     cases = [case for case, info in reference.meta["cases"].items() if "lora_weight_case" in info]
     assert cases
     for case in cases:
         uno.set_adapters("uno", reference.meta["cases"][case]["lora_weight_case"])
         prediction = predict(uno, reference.under(f"{case}/in/"))
-        uno.set_adapters("uno", 1.0)
+        uno.set_adapters("uno", lora_scale(reference_folder))
         assert max_difference(prediction, reference[f"{case}/out/pred_lora_weight"]) <= TOLERANCE
 
 

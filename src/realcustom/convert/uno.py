@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
+from safetensors import safe_open
 from torch import Tensor
 
 from realcustom.convert.states import check_keys, read_state
@@ -122,6 +123,12 @@ def checked_lora(source: Path | str | Mapping[str, Tensor], transformer: FluxTra
         raise ValueError("This is no UNO LoRA: it has no down matrices in the release's names.")
     check_keys({name: tuple(t.shape) for name, t in state.items()}, released_shapes(transformer, downs[0].shape[0]))
     return state
+
+
+def is_uno_lora(file: Path | str) -> bool:
+    """Whether a safetensors file has names as UNO's release; nothing but its names is read."""
+    with safe_open(file, "pt") as tensors:
+        return any(".processor." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
 
 
 def load_lora(transformer: FluxTransformer2DModel, source: Path | str | Mapping[str, Tensor], adapter: str = "uno"):

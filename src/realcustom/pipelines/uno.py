@@ -15,9 +15,11 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 
+from realcustom.convert.uno import checked_lora, is_uno_lora
 from realcustom.guidance.attention_maps import Size
 from realcustom.guidance.guidance_scale import EVERYWHERE, EmbeddedScale
 from realcustom.guidance.mask import MaskSettings
+from realcustom.hub.settings import CallDefaults
 from realcustom.models.backbone import Text
 from realcustom.models.flow import shift_exponent
 from realcustom.models.flux import FluxBackbone
@@ -27,6 +29,7 @@ from realcustom.pipelines.base import stock_arguments
 from realcustom.pipelines.callbacks import StepTensors
 from realcustom.pipelines.denoise import Conditions, Sampling, Step, denoise, unmasked
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
+from realcustom.pipelines.sources import Sources
 from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.pipelines.uno_references import (
     SameReferences,
@@ -61,6 +64,35 @@ class UNOPipeline(FluxPipeline):
     """
 
     _callback_tensor_inputs = [*FluxPipeline._callback_tensor_inputs, "masks"]
+
+    # What the engine asks of a pipeline.
+    size_grid = TOKEN_SIDE
+    default_steps = STEPS
+    call_defaults = CallDefaults()
+    reads_negative = False  # with true_cfg_scale it does, which requests do not have
+    subjects_share_sequence = True
+
+    @classmethod
+    def from_sources(cls, sources: Sources, **kwargs) -> UNOPipeline:
+        """Load a pipeline whose files `realcustom.pipelines.sources.resolve` has found; `kwargs` as diffusers'.
+
+        Raises:
+            ValueError: they hold an adapter, or a single file for the base.
+        """
+        if sources.parts:
+            raise ValueError("FLUX takes no adapter: its references are read by UNO's LoRA, given as a LoRA.")
+        if sources.base_file is not None:
+            raise ValueError("A single file of FLUX holds the transformer alone: give a folder of the whole model.")
+        return cls.from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
+
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, **kwargs):
+        """As FluxPipeline's; a file of this machine in UNO's layout is held against the transformer first."""
+        source, name = pretrained_model_name_or_path_or_dict, kwargs.get("weight_name")
+        file = None if isinstance(source, Mapping) else Path(source, *([name] if name else []))
+        if file is not None and file.is_file() and is_uno_lora(file):
+            source = checked_lora(file, self.transformer)
+            kwargs.pop("weight_name", None)
+        super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
 
     @torch.no_grad()
     @stock_arguments(FluxPipeline.__call__, REFUSED, OWN_ARGUMENTS)
@@ -126,8 +158,6 @@ class UNOPipeline(FluxPipeline):
         Raises:
             ValueError: keys are unknown, missing or misshapen; all are listed.
         """
-        from realcustom.convert.uno import checked_lora
-
         self.load_lora_weights(checked_lora(source, self.transformer), adapter_name=adapter_name)
 
     def texts_for(self, prompt, tokenizer, name: str = "prompt", most: int = 512) -> list[str]:
@@ -147,6 +177,25 @@ class UNOPipeline(FluxPipeline):
     def tokenizers(self) -> list:
         """The tokenizer whose tokens the image attends to: T5's."""
         return [self.tokenizer_2]
+
+    def guidance_scales(
+        self, guidance_scale: float | None, image_guidance_scale: float | None
+    ) -> tuple[float, float | None]:
+        """The embedded scale of a call, 4 where none is given, and the other one as it is."""
+        return GUIDANCE if guidance_scale is None else guidance_scale, image_guidance_scale
+
+    def check_ready(self, subjects: Mapping, guidance_scale: float, image_guidance_scale: float | None) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ValueError: an image_guidance_scale is given.
+        """
+        if image_guidance_scale is not None:
+            raise ValueError("This model has no image_guidance_scale: give a subject's strength.")
+
+    def compile_blocks(self, **options) -> None:
+        """Run the transformer's blocks through `torch.compile`."""
+        self.transformer.compile_repeated_blocks(**options)
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -173,6 +222,8 @@ class UNOPipeline(FluxPipeline):
         if "callback_on_step_end_tensor_inputs" in stock:
             names = stock["callback_on_step_end_tensor_inputs"]
             stock["callback_on_step_end_tensor_inputs"] = [name for name in names if name != "masks"]
+        side = self.default_sample_size * self.vae_scale_factor
+        self._grid = tuple((stock.get(name) or side) // TOKEN_SIDE for name in ("height", "width"))
         result = RealCustomOutput(images=super().__call__(prompt, **{**stock, "return_dict": True}).images)
         return result if arguments.get("return_dict", True) else (result.images, result.masks)
 
@@ -187,8 +238,7 @@ class UNOPipeline(FluxPipeline):
         for name in sorted(call.refused & arguments.keys()):
             if arguments[name] is not None:
                 raise ValueError(f"{name} cannot be used together with references.")
-        if arguments.get("image_guidance_scale") is not None:
-            raise ValueError("This model has no image_guidance_scale: give a subject's strength.")
+        self.check_ready(rows[0], GUIDANCE, arguments.get("image_guidance_scale"))
         if rows[0] and arguments.get("references"):
             raise ValueError("Give subjects or references, not both: references are subjects without a word.")
         if rows[0] and prompt is None:
