@@ -12,7 +12,8 @@ from PIL import Image
 from realcustom.batch import outputs, places
 from realcustom.batch.jobs import read_jobs, rounds_of
 from realcustom.batch.run import Outcome, groups, run_local
-from realcustom.types import Result
+from realcustom.pictures.png import read_metadata
+from realcustom.types import Request, Result
 
 DOG = {"prompt": "a dog on the beach", "subjects": {"dog": "rex.png"}}
 MODEL = {"model": "tiny", "adapter": None}
@@ -37,14 +38,16 @@ def job(name: str, **fields) -> dict:
 
 
 class StubEngine:
-    """Answers with pictures that tell request from request; refuses the seeds it is told to."""
+    """Answers with pictures that tell request from request; refuses the seeds it is told to, is interrupted at one."""
 
     batch_size = 1
 
-    def __init__(self, refuses=()):
-        self.refuses, self.made = refuses, []
+    def __init__(self, refuses=(), interrupted_at=None):
+        self.refuses, self.interrupted_at, self.made = refuses, interrupted_at, []
 
     def run(self, request):
+        if len(self.made) == self.interrupted_at:
+            raise KeyboardInterrupt
         if request.seed in self.refuses:
             raise ValueError(f"No seed {request.seed}.")
         self.made.append(request.seed)
@@ -54,7 +57,10 @@ class StubEngine:
         return Result(
             images=tuple(Image.fromarray(image) for image in images),
             masks=masks,
-            metadata=tuple({"request": {"seed": request.seed}, "model": MODEL} for _ in images),
+            metadata=tuple(
+                {"request": {"seed": request.image_seed(index), "prompt": request.prompt}, "model": MODEL}
+                for index in range(request.num_images)
+            ),
             request=request,
         )
 
@@ -87,8 +93,8 @@ BAD_LINES = [
     ({"id": "a", "prompt": " "}, "The prompt is empty"),
     ({"id": "a", "prompt": "x" * 2001}, "2001 characters"),
     ({"id": "a", "prompt": "a dog", "sed": 1}, "'sed' is no field of a request"),
-    ({"id": "a", "prompt": "a dog", "preset": []}, "There is no preset"),
-    ({"id": "a", "prompt": "a dog", "seed": -1}, "seed must be a whole number"),
+    ({"id": "a", "prompt": "a dog", "preset": []}, "preset must be text"),
+    ({"id": "a", "prompt": "a dog", "seed": -2}, "seed must be a whole number"),
     ({"id": "a", "prompt": "a dog", "width": -64}, "width must be a whole number"),
     ({"id": "a", "prompt": "a cat", "subjects": {"dog": "rex.png"}}, '"dog" does not stand in the prompt'),
     ({"id": "a", "prompt": "a dog", "subjects": ["rex.png"]}, "word -> image"),
@@ -231,9 +237,9 @@ def test_a_second_run_makes_only_what_is_missing(write, tmp_path):
     (out / "b-1.png").unlink()
     (out / "a.json").write_text("{")
     assert [outcome.id for outcome in work(source, out, engine)] == ["a", "b"]
-    assert engine.made == [1, 2, 3, 1, 2]
+    assert engine.made == [1, 2, 3, 3, 1, 2, 3]
     assert [outcome.id for outcome in work(source, out, engine, save_masks=True)] == ["a", "b", "c"]
-    assert np.asarray(Image.open(out / "b-1.mask.dog.png")).max() == 2
+    assert np.asarray(Image.open(out / "b-1.mask.dog.png")).max() == 3
     assert work(source, out, engine, save_masks=True) == []
 
 
@@ -292,6 +298,103 @@ def test_input_and_output_in_a_store(tmp_path):
     assert [outcome.images for outcome in run_local(StubEngine(), tasks)] == [1, 1]
     assert outputs.is_finished(tasks[0])
     assert outputs.plan(jobs, hashes, MODEL, out, False).tasks == ()
+
+
+def plan_of(source: str, out: Path, save_settings: bool = True) -> outputs.Plan:
+    jobs, problems = read_jobs(source)
+    assert problems == []
+    return outputs.plan(jobs, outputs.hash_pictures(jobs)[0], MODEL, str(out), False, save_settings)
+
+
+def test_images_made_before_an_interruption_are_written(write, tmp_path):
+    source, out = write(job("a", seed=4, num_images=8)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        work(source, out, StubEngine(interrupted_at=5))
+    assert sorted(path.name for path in out.iterdir()) == [f"a-{index}.png" for index in range(5)]
+    stub = StubEngine().run(Request(prompt="a dog", seed=8))
+    assert np.array_equal(np.asarray(Image.open(out / "a-4.png")), np.asarray(stub.images[0]))
+    assert plan_of(source, out).foreign == ()
+    assert [outcome.images for outcome in work(source, out, StubEngine())] == [8]
+
+
+def test_a_random_seed_is_drawn_once_and_the_job_stays_finished(write, tmp_path):
+    source, out = write(job("a", seed=-1, num_images=3), job("b", subjects={"dog": "@a#1"})), tmp_path / "out"
+    engine = StubEngine(interrupted_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        work(source, out, engine)
+    again = StubEngine()
+    work(source, out, again)
+    assert again.made[:2] == engine.made
+    assert json.loads((out / "a.json").read_text())["settings"][0]["request"]["seed"] == engine.made[0]
+    assert plan_of(source, out).tasks == ()
+    other = write(job("a", seed=-1, num_images=3), job("b", seed=-1, subjects={}))
+    assert [entry.id for entry in plan_of(other, out).changed] == ["b"]
+
+
+def test_images_of_others_are_in_the_way(write, tmp_path):
+    source, out = write(job("a"), job("b", num_images=2), job("c")), tmp_path / "out"
+    out.mkdir()
+    picture(0).save(out / "a.png")
+    (out / "b-1.png").write_bytes(
+        outputs.png_bytes(picture(0), {"request": {"prompt": "a cat", "seed": 0}, "model": 0})
+    )
+    assert [entry.id for entry in plan_of(source, out).foreign] == ["a", "b"]
+    assert len(plan_of(source, out).tasks) == 3
+
+
+def test_images_without_settings(write, tmp_path):
+    source, out = write(job("a")), tmp_path / "out"
+    out.mkdir()
+    list(run_local(StubEngine(), plan_of(source, out, save_settings=False).tasks))
+    with pytest.raises(ValueError, match="carries no settings"):
+        read_metadata(out / "a.png")
+    assert plan_of(source, out).tasks == ()
+
+
+def test_a_mask_is_hashed_as_it_is_read(write, tmp_path):
+    """White paint on a transparent ground: laid over white, every such mask would be the same picture."""
+    painted = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    region = {"dog": {"images": "mask.png", "region": "mask.png"}}
+    hashes = []
+    for x in (0, 1):
+        painted.putpixel((x, 0), (255, 255, 255, 255))
+        painted.save(tmp_path / "mask.png")
+        jobs, problems = read_jobs(write(job("a", subjects=region)))
+        assert problems == []
+        hashes.append(outputs.hash_pictures(jobs)[0])
+    place = str(tmp_path / "mask.png")
+    assert hashes[0][place] == hashes[1][place]
+    assert hashes[0][outputs.mask_key(place)] != hashes[1][outputs.mask_key(place)]
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    assert "black everywhere" in outputs.hash_pictures(jobs)[1][1]
+
+
+def test_every_place_of_a_home_is_found(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jobs, _ = read_jobs(write(job("a", subjects={"dog": "~/rex.png"})))
+    assert jobs[0].request.subjects["dog"].images == (str(tmp_path / "rex.png"),)
+    with pytest.raises(ValueError, match="A path is empty"):
+        places.absolute("")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (json.dumps([job("a"), job("b")]), "is one JSON array"),
+        (json.dumps([job("a"), job("b")], indent=1), "is one JSON array"),
+        ("\ufeff\n [" + json.dumps(job("a")) + ",\n" + json.dumps(job("b")) + "]", "is one JSON array"),
+        (json.dumps(job("a"), indent=1), "is a JSON object over several lines"),
+        (json.dumps(job("a")).encode("utf-16"), "is UTF-16 text"),
+    ],
+)
+def test_a_file_of_another_form_is_one_sentence(write, content, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_jobs(write(content))
+
+
+def test_names_in_a_reason_keep_their_letters():
+    reasons = [places._reason(ValueError(text)) for text in ("HTTPFileSystem needs more.", "Protocol not known: x")]
+    assert reasons == ["HTTPFileSystem needs more", "protocol not known: x"]
 
 
 @pytest.mark.parametrize(

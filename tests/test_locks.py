@@ -35,6 +35,7 @@ def test_every_declared_dependency_is_pinned():
         ("requirements-serve.lock", extras["serve"]),
         ("requirements-serve-test.lock", extras["serve-test"]),
         ("requirements-ray.lock", extras["ray"]),
+        ("requirements-heic.lock", extras["heic"]),
     ):
         names = [re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted]
         assert [name for name in names if name not in locked | pins(lock)] == []

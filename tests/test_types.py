@@ -4,7 +4,9 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,10 +81,14 @@ def test_one_image_of_a_request_is_a_request_with_its_seed():
         ({"prompt": "a\0b"}, "null character"),
         ({"prompt": "\ud800"}, "not valid text"),
         ({"steps": 0}, "number of steps must be a whole number from 1 to 1000, not 0"),
-        ({"steps": 2.0}, "number of steps"),
+        ({"steps": 2.5}, "number of steps"),
+        ({"steps": math.inf}, "number of steps"),
+        ({"steps": np.True_}, "number of steps"),
+        ({"seed": None}, "seed"),
+        ({"guidance_scale": 10**400}, "guidance scale"),
         ({"steps": True}, "number of steps"),
         ({"num_images": 65}, "number of images"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed must be a whole number from -1 to 4294967295, not -2"),
         ({"seed": MAX_SEED + 1}, "seed"),
         ({"height": -64}, "height"),
         ({"width": 10**9}, "width"),
@@ -106,6 +112,29 @@ def test_one_image_of_a_request_is_a_request_with_its_seed():
 def test_what_a_request_refuses(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         Request.from_dict({"prompt": "a dog", **fields})
+
+
+@pytest.mark.parametrize("convert", [float, np.int64, np.float32, np.array])
+def test_whole_numbers_of_other_types_are_plain_ints(convert):
+    request = Request(prompt="a dog", height=convert(64), seed=convert(7), num_images=convert(2), steps=convert(3))
+    assert request == Request(prompt="a dog", height=64, seed=7, num_images=2, steps=3)
+    assert {type(number) for number in (request.height, request.seed, request.num_images, request.steps)} == {int}
+
+
+def test_numbers_of_numpy_travel_as_json():
+    subject = Subject(("a.png", "b.png"), strength=np.float64(0.5), weights=np.array([0.5, 1.0]))
+    request = Request(prompt="a dog", guidance_scale=np.float64(2.5), mask_scope=np.array(0.25))
+    assert json.loads(json.dumps(request.to_dict()))["guidance_scale"] == 2.5
+    assert (subject.strength, subject.weights, request.mask_scope) == (0.5, (0.5, 1.0), 0.25)
+
+
+def test_seed_minus_one_is_drawn_once_and_kept():
+    requests = [Request(prompt="a dog", seed=-1) for _ in range(4)]
+    seeds = [request.seed for request in requests]
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+    assert len(set(seeds)) > 1
+    assert [Request.from_dict(request.to_dict()).seed for request in requests] == seeds
+    assert [replace(request, steps=2).seed for request in requests] == seeds
 
 
 def test_an_image_in_memory_has_no_json_form(reference_image):

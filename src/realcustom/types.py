@@ -7,9 +7,10 @@ tokens of a word) is checked by `realcustom.engine.engine`.
 
 from __future__ import annotations
 
-import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any
 
@@ -18,24 +19,54 @@ MAX_IMAGES = 64
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
+RANDOM_SEED = -1  # stands for a seed that the request draws when it is made
 MAX_PROMPT_CHARACTERS = 2000
+
+WHOLE_FIELDS = (
+    ("height", "The height", 8, MAX_SIDE),
+    ("width", "The width", 8, MAX_SIDE),
+    ("steps", "The number of steps", 1, MAX_STEPS),
+    ("num_images", "The number of images", 1, MAX_IMAGES),
+    ("seed", "The seed", RANDOM_SEED, MAX_SEED),
+)
+FINITE_FIELDS = (
+    ("guidance_scale", "The guidance scale", 100.0),
+    ("image_guidance_scale", "The image guidance scale", 100.0),
+    ("mask_scope", "The mask scope", 1.0),
+)
 
 Box = tuple[float, float, float, float]
 
 
+def plain_number(value: Any) -> Any:
+    """A number of numpy or another array library (a scalar, or an array of no dimensions) as Python's own."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
 def finite(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float within [low, high]; ValueError with one sentence that names `name` otherwise."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
-    return float(value)
+    number = plain_number(value)
+    # Compared before it is converted: an int may be larger than any float, and NaN is within no bounds.
+    if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {_shown(value)}.")
+    return float(number)
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
-    """`value` as an int within [low, high]; ValueError with one sentence that names `name` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
-    return value
+    """`value`, 7 or 7.0, as an int within [low, high]; ValueError with one sentence that names `name` otherwise."""
+    number = plain_number(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, Integral) or not low <= number <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
+    return int(number)
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def text(name: str, value: Any) -> str:
@@ -113,7 +144,8 @@ class Request:
         text-to-image.
     height, width: output size in pixels, multiples of the model's grid.
     steps: denoising steps, 1 to 1000.
-    seed: image i of the request is drawn from seed + i, by itself: one seed is one image, whatever else is made.
+    seed: image i of the request is drawn from seed + i, by itself: one seed is one image, whatever else is made. -1
+        draws one at random here and now; the request then holds the seed that was drawn.
     num_images: 1 to 64.
     guidance_scale: w of RealCustom++ or w_t of RealCustom Eq. 13, 0 to 100. Given alone it is the single scale of
         RealCustom++.
@@ -141,18 +173,18 @@ class Request:
         object.__setattr__(self, "subjects", _subjects(self.subjects))
         if self.negative_prompt is not None:
             text("The negative prompt", self.negative_prompt)
-        for name in ("height", "width"):
-            if getattr(self, name) is not None:
-                whole(f"The {name}", getattr(self, name), 8, MAX_SIDE)
         text("The preset", self.preset)
-        if self.steps is not None:
-            whole("The number of steps", self.steps, 1, MAX_STEPS)
-        whole("The number of images", self.num_images, 1, MAX_IMAGES)
-        whole("The seed", self.seed, 0, MAX_SEED)
-        for name in ("guidance_scale", "image_guidance_scale"):
+        for name, what, low, high in WHOLE_FIELDS:
+            if getattr(self, name) is not None or name in ("num_images", "seed"):
+                object.__setattr__(self, name, whole(what, getattr(self, name), low, high))
+        if self.seed == RANDOM_SEED:
+            object.__setattr__(self, "seed", secrets.randbelow(MAX_SEED + 1))
+        for name, what, high in FINITE_FIELDS:
             if getattr(self, name) is not None:
-                finite(f"The {name.replace('_', ' ')}", getattr(self, name), 0.0, 100.0)
-        if self.mask_scope is not None and finite("The mask scope", self.mask_scope, 0.0, 1.0) == 0.0:
+                number = finite(what, getattr(self, name), 0.0, high)
+                # Two JSON texts of one number would be two requests, so an int stays one.
+                object.__setattr__(self, name, int(number) if isinstance(getattr(self, name), int) else number)
+        if self.mask_scope == 0.0:
             raise ValueError("The mask scope must be above 0; to leave the subject out, give no subject.")
 
     def image_seed(self, index: int) -> int:
@@ -241,6 +273,7 @@ def _box(value: Any) -> Box:
 
 
 def _weights(value: Any, count: int) -> tuple[float, ...]:
+    value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise ValueError(f"The weights of a subject must be {count} numbers, one for each of its images.")
     weights = tuple(finite("The weight of a reference image", weight, 0.0, 1.0) for weight in value)

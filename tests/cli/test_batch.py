@@ -62,7 +62,7 @@ def test_images_are_those_of_generate(realcustom, folder, write, tiny_model):
     realcustom("generate", DOG["prompt"], "--subject", "dog=rex.png", "--seed", 3, *options)
     assert np.array_equal(pixels("out.png"), pixels("out/rex.png"))
     assert read_metadata("out.png") == read_metadata("out/rex.png")
-    realcustom("generate", DOG["prompt"], "--subject", "dog=out/two-1.png", "--size", "96x64", *options)
+    realcustom("generate", DOG["prompt"], "--subject", "dog=out/two-1.png", "--size", "96x64", "--overwrite", *options)
     assert np.array_equal(pixels("out.png"), pixels("out/next.png"))
     record = json.loads(Path("out/two.json").read_text())
     assert record["settings"] == [read_metadata(f"out/{name}") for name in record["images"]]
@@ -139,6 +139,37 @@ def test_wrong_options(realcustom, folder, write, options, sentence):
     done = realcustom("batch", "jobs.jsonl", "--out", "out", *options)
     assert done.code == 2
     assert sentence in done.error
+
+
+def test_an_interrupt_says_what_is_made(realcustom, folder, write, tiny_model, monkeypatch):
+    from realcustom.engine.engine import Engine
+
+    run, made = Engine.run, []
+
+    def interrupt(self, request, **options):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(request)
+        return run(self, request, **options)
+
+    monkeypatch.setattr(Engine, "run", interrupt)
+    write(job("a"), job("b", num_images=8))
+    done = realcustom("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model)
+    assert done.code == 130
+    assert "Interrupted: 1 of 2 jobs are made, and every image made so far is written" in done.error
+    assert sorted(os.listdir("out")) == ["a.json", "a.png", "b-0.png", "b-1.png"]
+
+
+def test_pictures_of_others_stay_unless_redone(realcustom, folder, write, tiny_model):
+    write(job("rex2"))
+    (folder / "out").mkdir()
+    (folder / "out/rex2.png").write_bytes((folder / "rex.png").read_bytes())
+    command = ("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model, "--no-metadata")
+    done = realcustom(*command)
+    assert (done.code, "not known to be its own" in done.error) == (2, True)
+    assert (folder / "out/rex2.png").read_bytes() == (folder / "rex.png").read_bytes()
+    assert realcustom(*command, "--redo").code == 0
+    assert set(Image.open("out/rex2.png").info) == {"srgb", "gamma"}
 
 
 def test_kill_loses_nothing_finished_and_makes_nothing_twice(realcustom, folder, write, tiny_model):

@@ -7,7 +7,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from realcustom.engine.requests import open_reference, open_request, request_from_record, request_record
+from realcustom.engine.requests import open_reference, open_request, read_mask, request_from_record, request_record
 from realcustom.pictures.overlays import mask_image, overlay
 from realcustom.pictures.png import read_metadata, write_png
 from realcustom.types import Request, Subject
@@ -35,7 +35,7 @@ def test_a_request_is_found_again_from_its_record(tmp_path):
     again = request_from_record(record)
     assert request_record(again) == record
     assert again.subjects["dog"].strength == 0.5
-    assert np.array_equal(np.asarray(again.subjects["dog"].region.image), np.asarray(picture(1)))
+    assert np.array_equal(np.asarray(again.subjects["dog"].region.image), np.asarray(read_mask(picture(1))))
 
 
 def test_a_moved_reference_is_found_beside_the_image(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from realcustom.batch import places
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import check_request
-from realcustom.types import Request, Subject
+from realcustom.types import RANDOM_SEED, Request, Subject
 
 MAX_ID = 100  # characters; file names end at 255 bytes, and a mask's name also holds a word
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -25,11 +25,13 @@ class Job:
     id: the name of its files.
     line: where it stands, from 1.
     request: what to make; every image is an absolute path or URL, or "@id#k", image k of another job.
+    random: whether the line asks for a seed at random; the request has one that was drawn as the line was read.
     """
 
     id: str
     line: int
     request: Request
+    random: bool = False
 
     @property
     def needs(self) -> dict[str, set[int]]:
@@ -62,13 +64,15 @@ def read_jobs(
         find: a character by name, for prompts that mention one; by default there are none.
 
     Raises:
-        ValueError: there is no such file, or it holds no line.
+        ValueError: there is no such file, it holds no line, or is of another form altogether.
     """
     jobs: dict[str, Job] = {}
     problems: dict[int, str] = {}
     named: dict[str, int] = {}  # ids of bad lines too, so that what needs them hears the true reason
     folder = places.parent(place)
-    for number, raw in enumerate(places.read_bytes(place).split(b"\n"), start=1):
+    data = places.read_bytes(place)
+    _check_form(place, data)
+    for number, raw in enumerate(data.split(b"\n"), start=1):
         raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         if not raw.strip():
             continue
@@ -78,7 +82,8 @@ def read_jobs(
             first = named.setdefault(name.casefold(), number)
             if first != number:
                 raise ValueError(f'The id "{name}" is that of line {first}, too (upper and lower case are the same).')
-            jobs[name] = Job(name, number, _request(record, folder, find))
+            random = record.get("seed") == RANDOM_SEED
+            jobs[name] = Job(name, number, _request(record, folder, find), random)
         except ValueError as error:
             problems[number] = str(error)
     if not jobs and not problems:
@@ -89,21 +94,28 @@ def read_jobs(
 
 
 def pictures(request: Request) -> list[str]:
-    """Every image and mask region of a request, as given: path, URL or "@id#k"."""
-    found = []
-    for subject in request.subjects.values():
-        found += subject.images
-        if isinstance(subject.region, str):
-            found.append(subject.region)
-    return found
+    """Every image of a request's subjects, and every mask region, as given: path, URL or "@id#k"."""
+    return [*images(request), *masks(request)]
 
 
-def replace_pictures(request: Request, new: Callable[[Any], Any]) -> Request:
-    """The request with `new(picture)` in the place of every image and mask region."""
+def images(request: Request) -> list[str]:
+    """Every image of a request's subjects."""
+    return [image for subject in request.subjects.values() for image in subject.images]
+
+
+def masks(request: Request) -> list[str]:
+    """Every region of a request that is a mask."""
+    return [subject.region for subject in request.subjects.values() if isinstance(subject.region, str)]
+
+
+def replace_pictures(
+    request: Request, new: Callable[[Any], Any], new_mask: Callable[[Any], Any] | None = None
+) -> Request:
+    """The request with `new(picture)` in the place of every image, and `new_mask` (or `new`) of every mask region."""
     subjects = {}
     for word, subject in request.subjects.items():
         region = subject.region
-        region = region if region is None or isinstance(region, tuple) else new(region)
+        region = region if region is None or isinstance(region, tuple) else (new_mask or new)(region)
         subjects[word] = replace(subject, images=tuple(new(image) for image in subject.images), region=region)
     return replace(request, subjects=subjects)
 
@@ -121,6 +133,17 @@ def without(jobs: Iterable[Job], bad: Mapping[int, str]) -> tuple[list[Job], lis
         if job.line not in problems:
             kept.append(job)
     return kept, sorted(Problem(line, sentence) for line, sentence in problems.items())
+
+
+def _check_form(place: str, data: bytes) -> None:
+    """Refuse in one sentence a file that is not lines at all, instead of each of its lines."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{place} is UTF-16 text; save it as UTF-8.")
+    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
+    if lines and lines[0].lstrip().startswith(b"["):
+        raise ValueError(f"{place} is one JSON array; it needs one JSON object a line: jq -c '.[]' writes it so.")
+    if len(lines) > 1 and lines[0].strip() == b"{":
+        raise ValueError(f"{place} is a JSON object over several lines; each job needs a line of its own.")
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from realcustom.batch import places
-from realcustom.batch.jobs import Job, Problem, pictures, replace_pictures, without
-from realcustom.engine.requests import Reference, pixels_sha256
-from realcustom.pictures.opening import open_image
+from realcustom.batch.jobs import Job, Problem, images, masks, pictures, replace_pictures, without
+from realcustom.engine.requests import Reference, open_reference, open_region
 from realcustom.pictures.overlays import mask_image, slugs
-from realcustom.pictures.png import png_bytes
-from realcustom.types import Request, Result
+from realcustom.pictures.png import metadata_of, png_bytes, portable
+from realcustom.types import RANDOM_SEED, Request, Result
 
 CHECKING_THREADS = 8  # decoding lets other threads run
 MAX_NAME = 240  # bytes; most file systems allow 255, and a file under way has a few more
@@ -31,7 +30,7 @@ class Task:
     """A job made ready for any worker: every picture of its request is an absolute path or URL.
 
     needs: ids of the jobs whose results it uses. digest: hash of everything that decides the images. out: folder or
-    URL. save_masks: also write the masks.
+    URL. save_masks: also write the masks. save_settings: write the settings into the images.
     """
 
     id: str
@@ -41,6 +40,7 @@ class Task:
     digest: str
     out: str
     save_masks: bool
+    save_settings: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Plan:
     """What is to be done.
 
     tasks: in order, each after those whose results it uses. finished: how many jobs are done. changed: finished jobs
-    whose line, pictures or model are not those of then; they are among the tasks.
+    whose line, pictures or model are not those of then; they are among the tasks. foreign: jobs under whose names lie
+    images that are not known to be theirs; they are among the tasks, too.
     """
 
     tasks: tuple[Task, ...]
     finished: int
     changed: tuple[Job, ...]
+    foreign: tuple[Job, ...]
 
 
 def image_names(name: str, count: int) -> list[str]:
@@ -95,29 +97,44 @@ def check_names(jobs: Iterable[Job], source: str, out: str, save_masks: bool) ->
 
 
 def hash_pictures(jobs: Iterable[Job]) -> tuple[dict[str, str], dict[int, str]]:
-    """Open every distinct picture once: place -> pixel hash, and line -> sentence where one cannot be used."""
+    """Open every distinct picture once: place (or `mask_key`) -> pixel hash, and line -> sentence where one cannot be
+    used."""
     jobs = list(jobs)
-    distinct = dict.fromkeys(picture for job in jobs for picture in pictures(job.request) if picture[0] != "@")
+    keys = {job.line: _openers(job.request) for job in jobs}
+    distinct = {key: pair for found in keys.values() for key, pair in found.items()}
     with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        found = dict(zip(distinct, pool.map(_picture_hash, distinct), strict=True))
+        found = dict(zip(distinct, pool.map(_picture_hash, distinct.values()), strict=True))
     problems: dict[int, str] = {}
-    for job in jobs:
-        for picture in pictures(job.request):
-            if isinstance(found.get(picture), ValueError):
-                problems.setdefault(job.line, str(found[picture]))
-    return {place: sha for place, sha in found.items() if isinstance(sha, str)}, problems
+    for line, openers in keys.items():
+        for key in openers:
+            if isinstance(found[key], ValueError):
+                problems.setdefault(line, str(found[key]))
+    return {key: sha for key, sha in found.items() if isinstance(sha, str)}, problems
+
+
+def mask_key(place: str) -> str:
+    """The name of a picture's hash where it is read as a mask; as an image it may show something else."""
+    return f"mask:{place}"
 
 
 def open_picture(place: str) -> Reference:
     """The picture at a path or URL; ValueError with one sentence if it cannot be used."""
-    try:
-        image = open_image(places.read_bytes(place) if places.is_url(place) else place)
-    except ValueError as error:
-        raise ValueError(str(error).replace("the given image data", place)) from error
-    return Reference(image, place, pixels_sha256(image))
+    return open_reference(places.read_bytes(place), place) if places.is_url(place) else open_reference(place)
 
 
-def plan(jobs: Sequence[Job], hashes: Mapping[str, str], model: Mapping[str, Any], out: str, save_masks: bool) -> Plan:
+def open_mask_picture(place: str) -> Reference:
+    """The picture at a path or URL, read as the mask of a region; ValueError as `open_picture`."""
+    return open_region(places.read_bytes(place), place) if places.is_url(place) else open_region(place)
+
+
+def plan(
+    jobs: Sequence[Job],
+    hashes: Mapping[str, str],
+    model: Mapping[str, Any],
+    out: str,
+    save_masks: bool,
+    save_settings: bool = True,
+) -> Plan:
     """Compare jobs with what lies in `out`.
 
     Args:
@@ -131,18 +148,27 @@ def plan(jobs: Sequence[Job], hashes: Mapping[str, str], model: Mapping[str, Any
         digests[job.id] = _digest(job, hashes, digests, model)
     present = places.names_in(out)
     records = _records([job for job in jobs if f"{job.id}.json" in present], out)
-    tasks, changed = [], []
+    tasks, changed, foreign = [], [], []
     for job in jobs:
         record = records.get(job.id)
-        differs = record is not None and record.get("digest") != digests[job.id]
-        if differs:
+        if record is not None and record.get("digest") != digests[job.id]:
             changed.append(job)
-        if not _complete(record, digests[job.id], job, save_masks) or not present.issuperset(
+        if _complete(record, digests[job.id], job, save_masks) and present.issuperset(
             file_names(job.id, job.request, save_masks)
         ):
-            request = replace_pictures(job.request, lambda picture: _result(picture, requests, out))
-            tasks.append(Task(job.id, job.line, request, tuple(job.needs), digests[job.id], out, save_masks))
-    return Plan(tuple(tasks), len(jobs) - len(tasks), tuple(changed))
+            continue
+        request = replace_pictures(job.request, lambda picture: _result(picture, requests, out))
+        if record is None:
+            begun = [name for name in image_names(job.id, request.num_images) if name in present]
+            seeds = [_seed_within(places.join(out, name), request) for name in begun]
+            if None in seeds:
+                foreign.append(job)
+            elif job.random and begun and begun[0] == image_names(job.id, request.num_images)[0]:
+                # What was made before an interruption stays, so the others get the seeds that follow.
+                request = replace(request, seed=seeds[0])
+        task = Task(job.id, job.line, request, tuple(job.needs), digests[job.id], out, save_masks, save_settings)
+        tasks.append(task)
+    return Plan(tuple(tasks), len(jobs) - len(tasks), tuple(changed), tuple(foreign))
 
 
 def is_finished(task: Task) -> bool:
@@ -153,18 +179,28 @@ def is_finished(task: Task) -> bool:
     return all(places.exists(places.join(task.out, name)) for name in names)
 
 
-def write_task(task: Task, result: Result) -> None:
-    """Write images, masks and, last, the record; then remove what an earlier version of the line left."""
+def write_images(task: Task, result: Result, start: int = 0) -> None:
+    """Write the images of a result, the task's from number `start`, each with its masks."""
+    names = image_names(task.id, task.request.num_images)[start:]
+    mask_files = mask_names(task.id, task.request) if task.save_masks else {}
+    for index, image in enumerate(result.images):
+        settings = result.metadata[index] if task.save_settings else None
+        places.write_bytes(places.join(task.out, names[index]), png_bytes(image, settings))
+        for word, files in mask_files.items():
+            mask = mask_image(result.masks[word][-1, index], image.size)
+            places.write_bytes(places.join(task.out, files[start + index]), png_bytes(mask))
+
+
+def write_record(task: Task, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Write the record of a task whose images are all written; then remove what an earlier version of it left."""
     before = _read_record(task)
-    images = image_names(task.id, task.request.num_images)
-    for name, image, settings in zip(images, result.images, result.metadata, strict=True):
-        places.write_bytes(places.join(task.out, name), png_bytes(image, settings))
-    masks = mask_names(task.id, task.request) if task.save_masks else {}
-    for word, names in masks.items():
-        for index, name in enumerate(names):
-            mask = mask_image(result.masks[word][-1, index], result.images[index].size)
-            places.write_bytes(places.join(task.out, name), png_bytes(mask))
-    record = {"id": task.id, "digest": task.digest, "images": images, "masks": masks, "settings": result.metadata}
+    record = {
+        "id": task.id,
+        "digest": task.digest,
+        "images": image_names(task.id, task.request.num_images),
+        "masks": mask_names(task.id, task.request) if task.save_masks else {},
+        "settings": portable(settings),
+    }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     places.write_bytes(places.join(task.out, f"{task.id}.json"), text.encode())
     for name in _files_of(before or {}) - _files_of(record):
@@ -183,9 +219,25 @@ def check_files(
     return kept, problems, hashes
 
 
-def _picture_hash(place: str) -> str | ValueError:
+def _openers(request: Request) -> dict[str, tuple[Callable[[str], Reference], str]]:
+    """How the pictures of a request that are no results are opened: key of the hash -> (function, place)."""
+    pairs = {image: (open_picture, image) for image in images(request) if not image.startswith("@")}
+    return pairs | {mask_key(mask): (open_mask_picture, mask) for mask in masks(request)}
+
+
+def _seed_within(place: str, request: Request) -> int | None:
+    """The seed of an image that was made for this prompt; None if the file is no such image."""
     try:
-        return open_picture(place).sha256
+        settings = metadata_of(places.read_bytes(place), place)["request"]
+        return settings["seed"] if settings["prompt"] == request.prompt else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _picture_hash(pair: tuple[Callable[[str], Reference], str]) -> str | ValueError:
+    opener, place = pair
+    try:
+        return opener(place).sha256
     except ValueError as error:
         return error
 
@@ -197,7 +249,9 @@ def _digest(job: Job, hashes: Mapping[str, str], digests: Mapping[str, str], mod
         other, _, number = picture[1:].partition("#")
         return f"{digests[other]}#{number}"
 
-    given = replace_pictures(job.request, content).to_dict()
+    given = replace_pictures(job.request, content, lambda mask: hashes[mask_key(mask)]).to_dict()
+    if job.random:
+        given["seed"] = RANDOM_SEED
     # What a line does not say does not count: a later version may know more settings.
     unsaid = {entry.name: entry.default for entry in fields(Request)}
     given = {name: value for name, value in given.items() if value != unsaid[name]}

@@ -10,6 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from realcustom.pictures.png import write_whole
 
+DOWNLOAD_SECONDS = 30  # without an answer
+MAX_DOWNLOAD = 256 * 2**20
+
 
 def is_url(place: str) -> bool:
     """Whether the place is reached through fsspec rather than the local file system."""
@@ -20,7 +23,14 @@ def absolute(place: str, folder: str = "") -> str:
     """The place as every process of every machine reads it: URLs stay, file:// and paths become absolute paths.
 
     folder: where a relative path starts; the working directory if empty.
+
+    Raises:
+        ValueError: the place is empty.
     """
+    if not place.strip():
+        raise ValueError("A path is empty.")
+    if place.startswith("~"):
+        place = os.path.expanduser(place)
     if place.startswith("file://"):
         return unquote(urlsplit(place).path)
     if is_url(place):
@@ -43,6 +53,8 @@ def parent(place: str) -> str:
 def read_bytes(place: str) -> bytes:
     """The content of a file; ValueError with one sentence if it is missing or cannot be read."""
     try:
+        if place.startswith(("http://", "https://")):
+            return _download(place)
         if is_url(place):
             system, path = _system(place)
             return system.cat_file(path)
@@ -55,6 +67,24 @@ def read_bytes(place: str) -> bytes:
         raise
     except Exception as error:  # every store has its own errors
         raise ValueError(f"{place} cannot be read: {_reason(error)}.") from error
+
+
+def _download(place: str) -> bytes:
+    """The content behind an http address; fsspec would need packages for it that are not ours."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        # Some hosts turn away Python's own name.
+        with urlopen(Request(place, headers={"User-Agent": "realcustom"}), timeout=DOWNLOAD_SECONDS) as answer:
+            data = answer.read(MAX_DOWNLOAD + 1)
+    except HTTPError as error:
+        raise ValueError(f"{place} cannot be read: the server answers {error.code} {error.reason}.") from error
+    except URLError as error:
+        raise ValueError(f"{place} cannot be read: {_reason(error.reason)}.") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise ValueError(f"{place} has more than {MAX_DOWNLOAD // 2**20} MiB.")
+    return data
 
 
 def read_all(places: Iterable[str]) -> dict[str, bytes]:
@@ -81,6 +111,8 @@ def names_in(folder: str) -> set[str]:
         ValueError: it is a file, or the store cannot be reached.
     """
     try:
+        if folder.startswith(("http://", "https://")):
+            return set()  # `make_folder` has the sentence
         if is_url(folder):
             system, path = _system(folder)
             return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)}
@@ -102,6 +134,8 @@ def make_folder(folder: str) -> None:
         ValueError: the folder cannot be made or written to.
     """
     try:
+        if folder.startswith(("http://", "https://")):
+            raise ValueError(f"Nothing can be written to the web address {folder}; name a folder or a store.")
         if is_url(folder):
             system, path = _system(folder)
             system.makedirs(path, exist_ok=True)
@@ -150,7 +184,8 @@ def _system(place: str) -> tuple[Any, str]:
         raise ValueError(f"{place} cannot be reached: {_reason(error)}.") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Any) -> str:
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     reason = reason.splitlines()[0].rstrip(".")
-    return reason[0].lower() + reason[1:]
+    # The first word of a sentence, but no name such as HTTPFileSystem or I/O.
+    return reason[0].lower() + reason[1:] if reason[1:2].islower() or reason[1:2] == " " else reason

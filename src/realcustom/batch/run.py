@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from realcustom.batch.jobs import Job, replace_pictures, rounds_of
-from realcustom.batch.outputs import Task, is_finished, open_picture, write_task
-from realcustom.engine.requests import Reference
+from realcustom.batch.outputs import Task, is_finished, open_mask_picture, open_picture, write_images, write_record
+from realcustom.engine.requests import Reference, parts_of
 from realcustom.types import Request
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def make(engine: Engine, tasks: Sequence[Task], again: bool = True) -> list[Outc
             outcomes.append(Outcome(task.id, task.line))
             continue
         try:
-            ready.append((task, replace_pictures(task.request, open_picture)))
+            ready.append((task, replace_pictures(task.request, open_picture, open_mask_picture)))
         except ValueError as error:
             outcomes.append(Outcome(task.id, task.line, error=str(error)))
     return outcomes + _make_opened(engine, ready)
@@ -102,17 +102,31 @@ def refused(engine: Engine, jobs: Iterable[Job | Task]) -> dict[int, str]:
 
 
 def _make_opened(engine: Engine, ready: list[tuple[Task, Request]]) -> list[Outcome]:
+    if len(ready) == 1:
+        return [_make_alone(engine, *ready[0])]
     try:
-        requests = [request for _, request in ready]
-        results = engine.run_many(requests) if len(ready) > 1 else [engine.run(request) for request in requests]
-    except ValueError as error:
-        if len(ready) == 1:
-            return [Outcome(ready[0][0].id, ready[0][0].line, error=str(error))]
+        results = engine.run_many([request for _, request in ready]) if ready else []
+    except ValueError:
         # One of them is refused; by themselves the others need not suffer for it.
-        return [outcome for one in ready for outcome in _make_opened(engine, [one])]
+        return [_make_alone(engine, *one) for one in ready]
     for (task, _), result in zip(ready, results, strict=True):
-        write_task(task, result)
+        write_images(task, result)
+        write_record(task, result.metadata)
     return [Outcome(task.id, task.line, images=task.request.num_images) for task, _ in ready]
+
+
+def _make_alone(engine: Engine, task: Task, request: Request) -> Outcome:
+    """Make a task batch by batch, each written before the next begins, so that an interruption loses one at most."""
+    settings = []
+    for part in parts_of(request, engine.batch_size):
+        try:
+            result = engine.run(part)
+        except ValueError as error:
+            return Outcome(task.id, task.line, error=str(error))
+        write_images(task, result, start=len(settings))
+        settings += result.metadata
+    write_record(task, settings)
+    return Outcome(task.id, task.line, images=task.request.num_images)
 
 
 def _refusal(engine: Engine, request: Request) -> str | None:

@@ -11,6 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from realcustom.cli import batch, characters, convert, data, evaluate, generate, models, repeat, serve, train
+from realcustom.cli.console import Interrupted
+
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 app = typer.Typer(
     name="realcustom",
@@ -54,10 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(app(args=arguments, standalone_mode=False) or 0)
     try:
         code = app(args=arguments, standalone_mode=False) or 0
+        if code == INTERRUPTED:  # Typer ends a command so, without a word
+            _fail("Interrupted.", INTERRUPTED)
     except TyperException as error:
         code = _fail(error.format_message(), 2)
+    except Interrupted as error:
+        code = _fail(str(error), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("Interrupted.", 130)
+        code = _fail("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         code = 1
     except OSError as error:
@@ -76,8 +83,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _system(error: OSError) -> str:
-    if error.filename is None or error.strerror is None:
+    if error.strerror is None:
         return str(error)
+    if error.filename is None:
+        return f"{error.strerror}."
     return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
-from realcustom.cli.console import load_engine, quiet, status, stderr_console
-from realcustom.cli.options import Place, loads_model
+from realcustom.cli.console import Interrupted, load_engine, quiet, status, stderr_console
+from realcustom.cli.options import NoMetadata, Place, loads_model
 from realcustom.engine.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ def batch(
     out: Annotated[str, typer.Option(help="Folder or URL (s3://bucket/folder) for ID.png and ID.json.")],
     save_masks: Annotated[bool, typer.Option("--save-masks", help="Also write ID.mask.WORD.png.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without lines that cannot be run.")] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Make finished jobs again whose line has changed.")] = False,
+    redo: Annotated[
+        bool,
+        typer.Option("--redo", help="Make jobs again whose line has changed, and replace other files of their name."),
+    ] = False,
+    no_metadata: NoMetadata = False,
     engine: Annotated[Place, typer.Option(help="This process, or a Ray cluster.")] = Place.local,
     workers: Annotated[int | None, typer.Option(min=1, help="Ray: engines; default one a GPU or two CPUs.")] = None,
     ray_address: Annotated[
@@ -56,8 +60,10 @@ def batch(
     with status("Checking pictures ..."):
         good, more, hashes = outputs.check_files(good, source, out, save_masks)
     _tell(jobs, [*problems, *more], skip_bad)
-    plan = outputs.plan(good, hashes, loading.deciding(), out, save_masks)
-    _check_changed(plan.changed, redo)
+    plan = outputs.plan(good, hashes, loading.deciding(), out, save_masks, not no_metadata)
+    if not redo:
+        _check_changed(plan.changed)
+        _check_foreign(plan.foreign)
     if not plan.tasks:
         typer.echo(f"All {plan.finished} jobs are done already.", err=True)
         return
@@ -88,13 +94,23 @@ def _tell(jobs: str, problems: Iterable[Problem], skip_bad: bool) -> None:
         raise ValueError(f"{count} cannot be run, so nothing was started; --skip-bad goes on without.")
 
 
-def _check_changed(changed: tuple[Job, ...], redo: bool) -> None:
-    if changed and not redo:
+def _check_changed(changed: tuple[Job, ...]) -> None:
+    if changed:
         first = f'"{changed[0].id}" (line {changed[0].line})'
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ValueError(
             f"{first}{more} was made from another line, other pictures or another model than it names now: "
             "--redo makes it again, another --out leaves it."
+        )
+
+
+def _check_foreign(foreign: tuple[Job, ...]) -> None:
+    if foreign:
+        first = f'"{foreign[0].id}" (line {foreign[0].line})'
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ValueError(
+            f"There are images already under the name of {first}{more} that are not known to be its own: "
+            "--redo replaces them, another --out leaves them."
         )
 
 
@@ -110,15 +126,22 @@ def _allowed(jobs: str, tasks: tuple[Task, ...], refusals: dict[int, str], skip_
 def _run(outcomes: Iterator[Outcome], tasks: list[Task], finished: int) -> None:
     """Consume outcomes behind a bar and sum them up; failures are named, and make the exit code 1."""
     start, images, failed = time.monotonic(), 0, 0
-    for outcome in _watched(outcomes, sum(task.request.num_images for task in tasks)):
-        images += outcome.images
-        if outcome.error is not None:
-            failed += 1
-            typer.echo(f"{outcome.id} (line {outcome.line}): {outcome.error}", err=True)
+    done = 0
+    try:
+        for outcome in _watched(outcomes, sum(task.request.num_images for task in tasks)):
+            done, images = done + 1, images + outcome.images
+            if outcome.error is not None:
+                failed += 1
+                typer.echo(f"{outcome.id} (line {outcome.line}): {outcome.error}", err=True)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted: {done - failed} of {len(tasks)} jobs are made, and every image made so far is written; "
+            "the same command goes on."
+        ) from None
     seconds = max(time.monotonic() - start, 1e-9)
-    done = f"; done before: {finished}" if finished else ""
+    before = f"; done before: {finished}" if finished else ""
     rate = f"{seconds:.1f} s, {images / seconds:.2f} images/s"
-    typer.echo(f"Images: {images} ({rate}). Jobs: {len(tasks) - failed}{done}.", err=True)
+    typer.echo(f"Images: {images} ({rate}). Jobs: {len(tasks) - failed}{before}.", err=True)
     if failed:
         typer.echo(f"Jobs that could not be made: {failed}. The same command tries them again.", err=True)
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from realcustom.engine.engine import Engine
     from realcustom.engine.options import LoadOptions
     from realcustom.types import Progress
+
+
+class Interrupted(Exception):
+    """Ctrl-C ended a command; says what is done and how to go on."""
 
 
 def stderr_console() -> Console:
@@ -97,7 +102,9 @@ def step_bar(title: str) -> Iterator[Callable[[Progress], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = stderr_console()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # Paths are printed while it stands; piped ones must not go to the bar's console instead.
+    both = {"redirect_stdout": sys.stdout.isatty(), "transient": True, "disable": not console.is_terminal}
+    with Bar(*columns, console=console, **both) as bar:
         task = bar.add_task(title, total=None)
 
         def show(progress: Progress) -> None:
@@ -112,6 +119,8 @@ def check_output(path: Path) -> None:
     Raises:
         ValueError: wrong ending, a folder, or a folder that cannot be made or written to.
     """
+    if str(path) == ".":
+        raise ValueError("--out needs the name of a PNG file.")
     if path.suffix.lower() != ".png":
         raise ValueError(f"Images are written as PNG: {path} must end in .png.")
     if path.is_dir():

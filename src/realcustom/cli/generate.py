@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
-from realcustom.cli.console import check_output, load_engine, step_bar
-from realcustom.cli.options import loads_model, read_size, read_subjects
-from realcustom.cli.results import save_result
+from realcustom.cli.console import check_output, load_engine
+from realcustom.cli.options import NoMetadata, Overwrite, loads_model, open_subjects, read_size, read_subjects
+from realcustom.cli.results import Outputs, make_images
 from realcustom.engine.characters import read_mentions
 from realcustom.engine.options import LoadOptions
 from realcustom.engine.presets import DEFAULT
-from realcustom.engine.requests import open_request
+from realcustom.engine.requests import check_request
 from realcustom.types import Request
 
 
@@ -23,7 +24,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help='What the image shows: "a dog on the beach"; @rex is a character.')],
     subject: Annotated[
         list[str],
-        typer.Option(metavar="WORD=IMAGE", help="A word of the prompt and what it looks like; may be repeated."),
+        typer.Option(
+            metavar="WORD=IMAGE",
+            help="A word of the prompt and what it looks like: a path, a URL, or - for stdin; may be repeated.",
+        ),
     ] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="PNG file; several images become out-0.png, out-1.png ...")] = Path(
         "out.png"
@@ -31,9 +35,18 @@ def generate(
     strength: Annotated[
         list[str], typer.Option(metavar="WORD=NUMBER", help="How much a subject's reference acts, 0 to 2; default 1.")
     ] = [],  # noqa: B006
+    region: Annotated[
+        list[str],
+        typer.Option(
+            metavar="WORD=PLACE", help="Where a subject may stand: left,top,right,bottom from 0 to 1, or a mask image."
+        ),
+    ] = [],  # noqa: B006
+    weights: Annotated[
+        list[str], typer.Option(metavar="WORD=NUMBERS", help="How much each image of a subject counts: 1,0.5 ...")
+    ] = [],  # noqa: B006
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Width x height in pixels; the model's own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(help="Image i is drawn from seed + i; -1 is a random seed.")] = 0,
     num_images: Annotated[int, typer.Option(help="How many images.")] = 1,
     guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow prompt and reference.")] = None,
     image_guidance_scale: Annotated[
@@ -45,6 +58,8 @@ def generate(
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Also write out.mask.WORD.png and overlays.")
     ] = False,
+    overwrite: Overwrite = False,
+    no_metadata: NoMetadata = False,
     characters: Folder = FOLDER,
     describe_characters: Annotated[
         bool, typer.Option("--describe-characters", help="Add the descriptions of mentioned characters to the prompt.")
@@ -54,7 +69,7 @@ def generate(
 ) -> None:
     """Make images of a prompt, with your own subjects in the place of its words."""
     check_output(out)
-    given = read_subjects(subject, strength)
+    given = read_subjects(subject, strength, region, weights)
     prompt, subjects = read_mentions(prompt, given, finder(characters), describe_characters)
     request = Request(
         prompt=prompt,
@@ -70,9 +85,8 @@ def generate(
         **read_size(size),
     )
     # Before the model is loaded: a missing file or word need not cost the user that wait.
-    request = open_request(request)
+    check_request(request)
+    request = replace(request, subjects=open_subjects(request.subjects))
+    outputs = Outputs(out, request, save_masks=save_masks, metadata=not no_metadata, overwrite=overwrite)
     engine = load_engine(loading)
-    with step_bar("Generating") as show:
-        result = engine.run(request, progress=show)
-    for path in save_result(result, out, save_masks):
-        typer.echo(path)
+    make_images(engine, request, outputs, "Generating")

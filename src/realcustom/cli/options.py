@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, signature
@@ -12,7 +15,15 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from realcustom.engine.options import LoadOptions
+from realcustom.engine.requests import Reference, open_reference, open_region
 from realcustom.types import Subject
+
+STDIN = "-"
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace earlier results instead of taking the next free number.")
+]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write no settings into the images.")]
 
 # The fields of `LoadOptions` as options, in the order of the help.
 LOADING: dict[str, Any] = {
@@ -99,24 +110,79 @@ def read_pairs(option: str, pairs: Sequence[str], what: str) -> list[tuple[str, 
     return read
 
 
-def read_subjects(subjects: Sequence[str], strengths: Sequence[str]) -> dict[str, Subject]:
-    """--subject and --strength as word -> `Subject`; a word given several times has several references.
+def read_subjects(
+    subjects: Sequence[str], strengths: Sequence[str], regions: Sequence[str] = (), weights: Sequence[str] = ()
+) -> dict[str, Subject]:
+    """--subject, --strength, --region and --weights as word -> `Subject`; a word given several times has several
+    references.
 
     Raises:
-        ValueError: a text of another form, a strength that is no number, or one for a word that is no subject.
+        ValueError: a text of another form, what is no number, or an option for a word that is no subject.
     """
     images: dict[str, list[str]] = {}
     for word, path in read_pairs("--subject", subjects, "rex.png"):
         images.setdefault(word, []).append(path)
-    factors: dict[str, Any] = {}
-    for word, text in read_pairs("--strength", strengths, "0.8"):
-        if word not in images:
-            raise ValueError(f'--strength names "{word}", for which there is no --subject.')
-        try:
-            factors[word] = float(text)
-        except ValueError:
-            raise ValueError(f'--strength {word} must be a number, not "{text}".') from None
-    return {word: Subject(tuple(paths), strength=factors.get(word, 1.0)) for word, paths in images.items()}
+    settings: dict[str, dict[str, Any]] = {word: {} for word in images}
+    for option, texts, form, read in (
+        ("strength", strengths, "0.8", lambda text: _numbers("--strength", text, 1)[0]),
+        ("region", regions, "0,0,0.5,1", _region),
+        ("weights", weights, "1,0.5", lambda text: _numbers("--weights", text)),
+    ):
+        for word, text in read_pairs(f"--{option}", texts, form):
+            if word not in images:
+                raise ValueError(f'--{option} names "{word}", for which there is no --subject.')
+            settings[word][option] = read(text)
+    return {word: Subject(tuple(paths), **settings[word]) for word, paths in images.items()}
+
+
+def open_subjects(subjects: Mapping[str, Subject]) -> dict[str, Subject]:
+    """Subjects with their pictures opened: paths (also ~/rex.png), URLs, and "-" for standard input.
+
+    Raises:
+        ValueError: a picture cannot be used, or standard input is named twice.
+    """
+    given = [place for subject in subjects.values() for place in (*subject.images, subject.region)]
+    if sum(isinstance(place, str) and place == STDIN for place in given) > 1:
+        raise ValueError("Standard input (-) can be one picture only.")
+    opened = {}
+    for word, subject in subjects.items():
+        images = tuple(_opened(image, open_reference) for image in subject.images)
+        region = _opened(subject.region, open_region) if isinstance(subject.region, str) else subject.region
+        opened[word] = replace(subject, images=images, region=region)
+    return opened
+
+
+def _opened(place: Any, opener: Callable[..., Reference]) -> Reference:
+    from realcustom.batch import places
+
+    if place == STDIN:
+        if sys.stdin.isatty():
+            raise ValueError("A picture is to come from standard input (-), which is a terminal.")
+        return replace(opener(sys.stdin.buffer.read(), "standard input"), path=None)
+    if isinstance(place, str) and places.is_url(place):
+        place = places.absolute(place)
+        if places.is_url(place):
+            return opener(places.read_bytes(place), place)
+    return opener(os.path.expanduser(place))
+
+
+def _numbers(option: str, text: str, count: int | None = None) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)):
+        what = "a number" if count == 1 else "numbers with commas between"
+        raise ValueError(f'{option} must be {what}, not "{text}".')
+    return numbers
+
+
+def _region(text: str) -> Any:
+    """Four numbers as a box, anything else as the place of a mask."""
+    try:
+        return _numbers("--region", text, 4)
+    except ValueError:
+        return text
 
 
 def read_size(size: str | None) -> dict[str, int]:

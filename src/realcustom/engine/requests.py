@@ -6,7 +6,7 @@ A `Reference` is an opened picture with a name: where it came from, and the hash
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from PIL import Image
 from realcustom.encoders.target_word import target_spans
 from realcustom.engine.characters import check_mentions
 from realcustom.engine.presets import preset_named
-from realcustom.pictures.content import pixels_sha256
+from realcustom.pictures.content import PictureSearch, pixels_sha256
+from realcustom.pictures.masks import mask_picture, open_mask
 from realcustom.pictures.opening import open_image
 from realcustom.types import Request, Subject
 
@@ -25,8 +26,8 @@ from realcustom.types import Request, Subject
 class Reference:
     """An opened picture.
 
-    image: upright RGB.
-    path: where it was read from, absolute; None for a picture that was given in memory.
+    image: upright sRGB; of a mask its grey levels in three channels.
+    path: where it was read from, an absolute path or a URL; None for a picture that was given in memory.
     sha256: hash of its size and RGB pixels, equal for equal pictures whatever the file format.
     """
 
@@ -34,18 +35,27 @@ class Reference:
     path: str | None
     sha256: str
 
-    def to_dict(self) -> dict[str, str | None]:
-        """JSON form: path and hash."""
-        return {"path": self.path, "sha256": self.sha256}
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: path, hash, and width and height."""
+        return {"path": self.path, "sha256": self.sha256, "size": list(self.image.size)}
 
 
-def open_reference(source: Any) -> Reference:
-    """Open whatever `open_image` takes; ValueError with one sentence if it is no usable picture."""
-    if isinstance(source, Reference):
-        return source
-    image = open_image(source)
-    path = os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None
-    return Reference(image, path, pixels_sha256(image))
+def open_reference(source: Any, name: str | None = None) -> Reference:
+    """Open whatever `open_image` takes; ValueError with one sentence if it is no usable picture.
+
+    name: path or URL that the source, if it is bytes, was read from.
+    """
+    return _reference(source, open_image, name)
+
+
+def open_region(source: Any, name: str | None = None) -> Reference:
+    """Open whatever `open_mask` takes as the mask of a region; otherwise as `open_reference`."""
+    return _reference(source, read_mask, name)
+
+
+def read_mask(source: Any) -> Image.Image:
+    """The picture of a mask in the form of `Reference`."""
+    return mask_picture(open_mask(source))
 
 
 def open_request(request: Request) -> Request:
@@ -80,33 +90,73 @@ def request_record(request: Request) -> dict[str, Any]:
     return record
 
 
-def request_from_record(record: Mapping[str, Any], beside: str | os.PathLike | None = None) -> Request:
-    """The inverse of `request_record`: finds and opens every picture and compares its hash.
+def request_from_record(
+    record: Mapping[str, Any],
+    beside: str | os.PathLike | None = None,
+    folders: Sequence[str | os.PathLike] = (),
+    elsewhere: Callable[[str | None, str], Any] = lambda path, sha256: None,
+) -> Request:
+    """The inverse of `request_record`: finds every picture by what it shows, and opens it.
+
+    A picture is looked for at its recorded path, from the working directory and from `beside`; then under any name in
+    `beside` and in `folders` with all below them; then `elsewhere`.
 
     Args:
         record: what `request_record` gave.
-        beside: a folder searched for the file's name when its recorded path is gone.
+        beside: the folder of the image that the record is of.
+        folders: where its pictures may have gone.
+        elsewhere: a source for `open_reference` by recorded path and hash; None if it knows of none.
 
     Raises:
-        ValueError: a picture was given in memory, is missing or shows something else than then.
+        ValueError: names all pictures that are missing, or show something else than then.
     """
     if not isinstance(record, Mapping) or not isinstance(record.get("subjects", {}), Mapping):
         raise ValueError("The recorded settings are damaged: they are no request.")
-    subjects = {}
+    near = [] if beside is None else [Path(beside)]
+    search = PictureSearch([Path(folder) for folder in folders], near)
+    subjects, lost = {}, []
     for word, entry in record.get("subjects", {}).items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list):
             raise ValueError(f'The recorded settings are damaged: the subject "{word}" has no images.')
-        images = [_reopen(image, word, beside) for image in entry["images"]]
         region = entry.get("region")
-        region = _reopen(region, word, beside) if isinstance(region, Mapping) else region
-        subjects[word] = {**entry, "images": images, "region": region}
+        reopened = []
+        for picture in [*entry["images"], *([region] if isinstance(region, Mapping) else [])]:
+            read = read_mask if picture is region else open_image
+            try:
+                reopened.append(_reopen(picture, word, search, elsewhere, read))
+            except LookupError as error:
+                lost.append(str(error.args[0]))
+        count = len(entry["images"])
+        subjects[word] = {**entry, "images": reopened[:count], "region": (reopened[count:] or [region])[0]}
+    if lost:
+        raise ValueError(" ".join(lost))
     return Request.from_dict({**record, "subjects": subjects})
+
+
+def parts_of(request: Request, size: int) -> Iterator[Request]:
+    """Requests of at most `size` images that together make the images of one, in their order."""
+    for start in range(0, request.num_images, size):
+        count = min(size, request.num_images - start)
+        yield replace(request, seed=request.image_seed(start), num_images=count)
+
+
+def _reference(source: Any, read: Callable[[Any], Image.Image], name: str | None) -> Reference:
+    if isinstance(source, Reference):
+        return source
+    try:
+        image = read(source)
+    except ValueError as error:
+        if name is None:
+            raise
+        raise ValueError(str(error).replace("the given image data", name)) from error
+    path = name or (os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None)
+    return Reference(image, path, pixels_sha256(image))
 
 
 def _open_subject(subject: Subject) -> Subject:
     region = subject.region
     if region is not None and not isinstance(region, tuple):
-        region = open_reference(region)
+        region = open_region(region)
     return replace(subject, images=tuple(open_reference(image) for image in subject.images), region=region)
 
 
@@ -120,17 +170,44 @@ def _subject_record(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _reopen(record: Any, word: str, beside: str | os.PathLike | None) -> Reference:
+def _reopen(
+    record: Any, word: str, search: PictureSearch, elsewhere: Callable, read: Callable[[Any], Image.Image]
+) -> Reference:
+    """The picture of a record; LookupError with a sentence if it is not found."""
+    sha256 = record.get("sha256") if isinstance(record, Mapping) else None
     path = record.get("path") if isinstance(record, Mapping) else None
-    if not isinstance(path, str):
-        raise ValueError(f'The reference of "{word}" was given in memory, so it cannot be found again.')
-    candidates = [Path(path)]
-    if beside is not None:
-        candidates.append(Path(beside) / Path(path).name)
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise ValueError(f'The reference of "{word}" is missing: {path}.')
-    reference = open_reference(found)
-    if reference.sha256 != record.get("sha256"):
-        raise ValueError(f'The reference of "{word}" has changed since the image was made: {found}.')
-    return reference
+    if not isinstance(sha256, str) or not isinstance(path, (str, type(None))):
+        raise ValueError(f'The recorded settings are damaged: a reference of "{word}" has no hash.')
+    changed = None
+    for candidate in _recorded_places(path, search):
+        try:
+            image = read(candidate)
+        except ValueError:
+            image = None
+        if image is not None and pixels_sha256(image) == sha256:
+            return Reference(image, os.path.abspath(candidate), sha256)
+        changed = candidate
+    size = record.get("size")
+    found = search.find(sha256, Path(path or "").name, tuple(size) if isinstance(size, list) else None, read)
+    if found is not None:
+        return Reference(found[1], os.path.abspath(found[0]), sha256)
+    source = elsewhere(path, sha256)
+    if source is not None:
+        image = read(source)
+        if pixels_sha256(image) == sha256:
+            return Reference(image, str(source) if isinstance(source, Path) else path, sha256)
+        changed = path
+    if changed is not None:
+        raise LookupError(f'The reference of "{word}" has changed since the image was made: {changed}.')
+    if path is None:
+        raise LookupError(f'The reference of "{word}" was given in memory, and no picture here shows the same.')
+    raise LookupError(f'The reference of "{word}" is missing: {path}; no picture here shows the same.')
+
+
+def _recorded_places(path: str | None, search: PictureSearch) -> list[Path]:
+    """The files that a recorded path may mean."""
+    if path is None or "://" in path:
+        return []
+    whole = Path(os.path.expanduser(path))
+    places = [whole, *(folder / whole for folder in search.beside)]
+    return [place for place in dict.fromkeys(places) if place.is_file()]

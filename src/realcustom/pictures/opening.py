@@ -1,4 +1,4 @@
-"""Opening pictures of any kind as plain RGB, and refusing what is none. Needs Pillow and numpy only."""
+"""Opening pictures of any kind as plain sRGB, and refusing what is none. Needs Pillow and numpy only."""
 
 import io
 import os
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from realcustom.pictures.colour import to_srgb
 
 MAX_PIXELS = 64 * 2**20  # 64 megapixels (8192 x 8192), 192 MiB as RGB
 # Read by Pillow without decoding anything on opening, and without another program. ICO and ICNS decode before their
@@ -25,13 +27,25 @@ class TooManyPixels(ValueError):
 
 ImageSource: TypeAlias = "str | os.PathLike | bytes | Image.Image | np.ndarray"
 
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+ORIENTATION = 274  # EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Open a file path, the bytes of a file, a PIL image or an array as an upright RGB image.
+    """Open a file path, the bytes of a file, a PIL image or an array as an upright sRGB image.
 
-    Transparency is laid over white, 16-bit and float grey is scaled to 8 bit, EXIF rotation is applied, animations
-    give their first frame. Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16, bool, or floats in
-    [0, 1]. The size is checked before any pixel is decoded.
+    Colours are converted by `realcustom.pictures.colour.to_srgb` (profiles, transparency over white, more than 8 bits),
+    EXIF rotation is applied, animations give their first frame. Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4):
+    uint8, uint16, bool, or floats in [0, 1]. The size is checked before any pixel is decoded.
 
     Raises:
         ValueError: one sentence naming the source, where it is missing, empty, not a bitmap, broken, without pixels,
@@ -39,12 +53,26 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    image, name = open_as_stored(source)
+    try:
+        with DECODING.take(image.width * image.height):
+            return to_srgb(image)
+    except Exception as error:  # lazy decoders raise many types
+        raise ValueError(f"{name} is damaged or cut off: {_reason(error)}.") from error
+
+
+def open_as_stored(source: str | os.PathLike | bytes | Image.Image) -> tuple[Image.Image, str]:
+    """The upright, decoded image in the mode it is stored in, and what to call it in a sentence.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
     if isinstance(source, Image.Image):
-        return _decoded(source, "the given image")
+        return _decoded(source, "the given image"), "the given image"
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), "the given image data")
+        return _from_bytes(bytes(source), "the given image data"), "the given image data"
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source))
+        return _from_file(os.fspath(source)), str(source)
     raise ValueError(f"An image must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
 
 
@@ -102,12 +130,17 @@ class DecodingRoom:
 DECODING = DecodingRoom(MAX_PIXELS)
 
 
-def _from_file(path: Path) -> Image.Image:
-    if not path.exists():
-        raise ValueError(f"There is no file {path}.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
+def _from_file(place: str) -> Image.Image:
+    if not place.strip():
+        raise ValueError("The path of an image is empty.")
+    if "://" in place:
+        raise ValueError(f"{place} is a URL, not a file: download it first.")
+    path = Path(place)
     try:
+        if not path.exists():
+            raise ValueError(f"There is no file {path}.")
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file.")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
@@ -123,16 +156,24 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """A picture whose header was read; ValueError where there is none."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        _check_heif(name)
     try:
         # Pillow's own, larger limit warns or raises while opening; ours below is the one that counts.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # about metadata that cannot be read
             return Image.open(io.BytesIO(data), formats=accepted_formats())
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"{name} has more than {MAX_PIXELS // 2**20} megapixels.") from error
     except UnidentifiedImageError as error:
         if _looks_like_svg(data):
             raise ValueError(f"{name} is an SVG drawing; export it as PNG first.") from error
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            raise ValueError(
+                f"{name} is a TIFF of a kind that cannot be read, such as floating-point colour; save it with 8 or 16 "
+                "bits a channel."
+            ) from error
         raise ValueError(f"{name} is not an image that can be read.") from error
     except Exception as error:  # broken headers raise many types: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{name} is damaged: {_reason(error)}.") from error
@@ -154,7 +195,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         if image.tell():
             image.seek(0)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _upright(image)
     except Exception as error:  # decoders raise many types on truncated or damaged data
         raise ValueError(f"{name} is damaged or cut off: {_reason(error)}.") from error
 
@@ -163,33 +204,23 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).rstrip(".").splitlines()[0]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB; alpha over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_grey_to_uint8(np.asarray(image)))
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _check_heif(name: str) -> None:
+    """The format of most phones is read by a package of its own."""
+    if "HEIF" not in accepted_formats():
+        raise ValueError(
+            f"{name} is a HEIC photograph, which needs: pip install 'realcustom[heic]'; or export it as JPEG."
+        )
 
 
-def _grey_to_uint8(grey: np.ndarray) -> np.ndarray:
-    """Grey with more than 8 bits (Pillow's I;16, I and F modes) to 8 bit.
-
-    Pillow's own conversion clips at 255, which turns nearly every 16-bit picture white. The range is judged by the
-    largest value, because the I and F modes do not say it: up to 1 (floats), up to 255, or 16 bit.
-    """
-    if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey.astype(np.float64))
-        top = 1.0 if grey.max() <= 1.0 else 255.0 if grey.max() <= 255.0 else 65535.0
-    elif grey.dtype.itemsize == 2:
-        top = 65535.0
-    else:
-        top = 255.0 if grey.max() <= 255 else 65535.0
-    return np.rint(np.clip(grey / top, 0.0, 1.0) * 255).astype(np.uint8)
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF says; a block that cannot be read turns nothing, since the pixels are whole."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Pillow, about the block
+            turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except Exception:  # damaged blocks raise many types
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -212,4 +243,4 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = np.rint(array * 255.0).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ValueError(f"An image array must be uint8, uint16, bool or float, not {array.dtype}.")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return to_srgb(Image.fromarray(np.ascontiguousarray(array)))

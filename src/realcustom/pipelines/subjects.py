@@ -14,6 +14,7 @@ from PIL import Image
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.guidance.attention_maps import Size
+from realcustom.pictures.masks import open_mask
 from realcustom.pictures.opening import open_image
 from realcustom.types import Subject
 
@@ -92,8 +93,8 @@ def region_map(region, grid: Size) -> torch.Tensor:
     if isinstance(region, tuple):
         left, top, right, bottom = region
         return torch.outer(_covered(top, bottom, grid[0]), _covered(left, right, grid[1]))
-    mask = open_image(region).convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)
+    mask = Image.fromarray(open_mask(region)).resize((grid[1], grid[0]), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(mask))
 
 
 def _covered(low: float, high: float, cells: int) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 from realcustom.engine.characters import Character
 from realcustom.serving.blobs import Blobs, NotHere
-from realcustom.serving.store import DATABASE, PICTURES
+from realcustom.serving.picture_reader import read_column
+from realcustom.serving.store import PICTURES
 
 
 class CastReader:
@@ -23,25 +23,15 @@ class CastReader:
 
     def list(self) -> list[Character]:
         """All characters by name."""
-        return [self._read(record) for record in self._records("SELECT record FROM characters ORDER BY name")]
+        return [
+            self._read(record) for record in read_column(self.folder, "SELECT record FROM characters ORDER BY name")
+        ]
 
     def find(self, name: str) -> Character | None:
         """The character of a name, or None; ValueError if one of its pictures is gone."""
-        found = self._records("SELECT record FROM characters WHERE name = ?", str(name).lower().removeprefix("@"))
+        query = "SELECT record FROM characters WHERE name = ?"
+        found = read_column(self.folder, query, str(name).lower().removeprefix("@"))
         return self._read(found[0]) if found else None
-
-    def _records(self, query: str, *values: str) -> list[str]:
-        path = self.folder / DATABASE
-        if not path.is_file():
-            return []
-        try:
-            database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-            try:
-                return [row[0] for row in database.execute(query, values)]
-            finally:
-                database.close()
-        except sqlite3.Error as error:
-            raise ValueError(f"The characters in {self.folder} cannot be read: {error}.") from error
 
     def _read(self, record: str) -> Character:
         character = Character.from_dict(json.loads(record))
