@@ -163,3 +163,17 @@ def test_bfloat16_and_fp8_layerwise_casting(tokenizer, given):
     eighth = draw(half, **given)
     assert np.isfinite(eighth.images).all()
     assert difference(eighth, single) > 0
+
+
+@pytest.mark.parametrize("offload", ["model", "leaves", "blocks"])
+def test_offloaded_weights_draw_the_same(tokenizer, pipe, offload):
+    """The hooks that bring weights in, with the CPU as the device that computes."""
+    moved, place = build_uno_pipeline(tokenizer), torch.device("cpu")
+    if offload == "model":
+        moved.enable_model_cpu_offload(device=place)
+    elif offload == "leaves":
+        moved.enable_group_offload(place, offload_type="leaf_level")
+    else:
+        moved.transformer.enable_group_offload(place, offload_type="block_level", num_blocks_per_group=1)
+    subjects = {"dog": DOG, "cat": CAT}
+    assert difference(draw(moved, subjects), draw(pipe, subjects)) <= 1e-5
