@@ -20,6 +20,7 @@ _EXPORTS = {
     "Request": "realcustom.types",
     "Result": "realcustom.types",
     "Subject": "realcustom.types",
+    "UNOPipeline": "realcustom.pipelines.uno",
 }
 
 __all__ = [*_EXPORTS, "__version__"]
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from realcustom.models.adapter import RealCustomAdapter as RealCustomAdapter
     from realcustom.pipelines.sd15 import RealCustomPipeline as RealCustomPipeline
     from realcustom.pipelines.sdxl import RealCustomXLPipeline as RealCustomXLPipeline
+    from realcustom.pipelines.uno import UNOPipeline as UNOPipeline
     from realcustom.types import Request as Request
     from realcustom.types import Result as Result
     from realcustom.types import Subject as Subject

@@ -38,13 +38,14 @@ def reference_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def load_reference(reference_folder: Path) -> Callable[[str], Reference]:
-    """`load_reference("vision")` -> the JSON and the tensors of that name; a missing file fails the test."""
+    """`load_reference("uno/loop")` -> the JSON and the tensors of that name; a missing file fails the test."""
     cache: dict[str, Reference] = {}
 
     def load(name: str) -> Reference:
         if name not in cache:
-            meta = json.loads((reference_folder / f"{name}.json").read_text())
-            tensors = load_file(reference_folder / meta.get("file", f"{name}.safetensors"))
+            file = reference_folder / f"{name}.json"
+            meta = json.loads(file.read_text())
+            tensors = load_file(file.parent / meta.get("file", f"{file.stem}.safetensors"))
             cache[name] = Reference(meta, tensors)
         return cache[name]
 

@@ -75,7 +75,7 @@ class Engine:
     @property
     def grid(self) -> int:
         """Height and width must be multiples of this many pixels."""
-        return math.lcm(8, self.pipeline.vae_scale_factor)
+        return getattr(self.pipeline, "size_grid", math.lcm(8, self.pipeline.vae_scale_factor))
 
     def describe(self) -> dict[str, Any]:
         """The model's own size (width x height), size grid and defaults, JSON-ready."""
@@ -174,8 +174,10 @@ class Engine:
         # SDXL reads no negative prompt as zeros, which is not how it reads an empty one.
         key = (*own, request.preset, request.mask_scope, len(request.subjects), request.negative_prompt is None)
         scoring = getattr(getattr(self.pipeline, "adapter", None), "scoring", None) is not None
-        # A scoring module reads the latents of its own batch, so its requests run by themselves.
-        return (*key, id(request)) if scoring and request.subjects else key
+        # A scoring module reads the latents of its own batch, and a transformer's references are parts of one sequence,
+        # so their requests run by themselves.
+        alone = scoring or getattr(self.pipeline, "subjects_share_sequence", False)
+        return (*key, id(request)) if alone and request.subjects else key
 
     def _run_batch(self, units: Units, making: list[Making], stopped: set[int], progress, cancelled) -> None:
         watch = Watch(units, making, stopped, progress, cancelled)
@@ -224,6 +226,8 @@ class Engine:
             tokenizers = self._own_tokenizers()
             prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
             if request.negative_prompt is not None:
+                if not getattr(self.pipeline, "reads_negative", True):
+                    raise ValueError("This model reads no negative prompt: its guidance is part of the network.")
                 for tokenizer in tokenizers:
                     self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt")
             positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}

@@ -26,6 +26,8 @@ PIPELINES = {
     "RealCustomPipeline": "RealCustomPipeline",
     "StableDiffusionXLPipeline": "RealCustomXLPipeline",
     "RealCustomXLPipeline": "RealCustomXLPipeline",
+    "FluxPipeline": "UNOPipeline",
+    "UNOPipeline": "UNOPipeline",
 }
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 LORA_NAMES = ("pytorch_lora_weights.safetensors",)
@@ -206,12 +208,16 @@ def _pipeline_class(sources: Sources, model: str) -> type[DiffusionPipeline]:
 
     name = PIPELINES.get(sources.kind)
     if name is None:
-        raise ValueError(f'"{model}" is a {sources.kind}; models of Stable Diffusion 1.x and SDXL are supported.')
+        raise ValueError(
+            f'"{model}" is a {sources.kind}; models of Stable Diffusion 1.x, SDXL and FLUX.1 are supported.'
+        )
     return getattr(realcustom, name)
 
 
 def _check_family(pipeline: DiffusionPipeline, model: str) -> None:
     """ValueError where the U-Net, which an adapter folder may bring, is none for the base's text encoders."""
+    if getattr(pipeline, "unet", None) is None:
+        return  # a transformer comes with the base itself
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
     width = sum(encoder.config.hidden_size for encoder in encoders if encoder is not None)
     config = pipeline.unet.config

@@ -61,7 +61,12 @@ class Preset:
 
 
 def few_step_solver(scheduler):
-    """diffusers' multistep DPM-Solver++ of second order on the noise schedule of another scheduler."""
+    """diffusers' multistep DPM-Solver++ of second order on the noise schedule of another scheduler.
+
+    Flow matching has straight paths, on which Euler's few steps do: its scheduler stays.
+    """
+    if "beta_schedule" not in scheduler.config:
+        return scheduler
     from diffusers import DPMSolverMultistepScheduler
 
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")

@@ -52,6 +52,20 @@ class SingleScale:
 
 
 @dataclass(frozen=True)
+class EmbeddedScale(SingleScale):
+    """Single scale for a network that is told its guidance scale besides: `scale` is the true one, 1 for one pass.
+
+    A step callback that changes the pipeline's guidance scale means the embedded one, not this.
+    """
+
+    scale: float = 1.0
+
+    def with_scale(self, scale: float) -> EmbeddedScale:
+        """The same."""
+        return self
+
+
+@dataclass(frozen=True)
 class TextAndImageScale:
     """eps = eps_neg + w_t (eps_T - eps_neg) + w_i (eps_TI - eps_T): RealCustom Eq. 13."""
 

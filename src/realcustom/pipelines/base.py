@@ -43,7 +43,9 @@ OWN_ARGUMENTS: dict[str, Any] = {
 }
 
 
-def stock_arguments(stock_call: Callable, refused: Sequence[str]) -> Callable[[Callable], Callable]:
+def stock_arguments(
+    stock_call: Callable, refused: Sequence[str], own: Mapping[str, Any] = OWN_ARGUMENTS
+) -> Callable[[Callable], Callable]:
     """Gives a pipeline's `__call__(self, prompt, subjects, **arguments)` the signature it really has.
 
     That is the stock pipeline's, with our own arguments behind it; tools and users that ask the signature see all.
@@ -51,6 +53,7 @@ def stock_arguments(stock_call: Callable, refused: Sequence[str]) -> Callable[[C
     Args:
         stock_call: the stock pipeline's `__call__`.
         refused: of its arguments those that cannot be used together with subjects.
+        own: our arguments and their defaults.
     """
     stock = {
         name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -58,7 +61,7 @@ def stock_arguments(stock_call: Callable, refused: Sequence[str]) -> Callable[[C
         if name not in ("self", "prompt") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
     keyword = inspect.Parameter.KEYWORD_ONLY
-    ours = [inspect.Parameter(name, keyword, default=value) for name, value in OWN_ARGUMENTS.items()]
+    ours = [inspect.Parameter(name, keyword, default=value) for name, value in own.items()]
 
     def give(function: Callable) -> Callable:
         first = list(inspect.signature(function).parameters.values())[:3]

@@ -60,13 +60,13 @@ class Step:
     Attributes:
         index: number of the network evaluation, 0-based; some schedulers evaluate a step twice.
         timestep: 0-dimensional, on the host.
-        masks: (B, S, G, g) that the step used.
+        masks: (B, S, G, g) that the step used; None where references act everywhere.
         latents, conditions, guidance: of the next step.
     """
 
     index: int
     timestep: torch.Tensor
-    masks: torch.Tensor
+    masks: torch.Tensor | None
     latents: torch.Tensor
     conditions: Conditions
     guidance: Guidance
@@ -229,3 +229,39 @@ def denoise(
         yield step
         latents, conditions, guidance = step.latents, step.conditions, step.guidance
         masks = generated.masks if rides and updates else masks
+
+
+def unmasked(
+    backbone: Backbone,
+    sampling: Sampling,
+    latents: torch.Tensor,
+    texts: tuple[Text, Text | None],
+    references: Any,
+    guidance: Guidance,
+) -> Iterator[Step]:
+    """The denoising loop without a guidance branch: references that act everywhere.
+
+    Args:
+        latents: initial noise.
+        texts: the prompt, and the negative one or None.
+        references: as the backbone's adapter gives them, for both.
+
+    Yields:
+        `Step` after each evaluation, its masks None.
+    """
+    empty = torch.empty(0, device=latents.device)
+    conditions = Conditions(
+        text=texts[0], negative=texts[1], token_weights=empty, strengths=empty, regions=None, references=references
+    )
+    host, on_device = sampling.timesteps.cpu(), sampling.timesteps.to(latents.device)
+    for index, timestep in enumerate(host):
+        guided = guidance.negative_at(index / len(host))
+        branches = [Branch(text=conditions.text, references=references)]
+        if guided:
+            branches.insert(0, Branch(text=conditions.negative, references=references))
+        predictions = backbone.predict(sampling.scaled(latents, timestep), on_device[index], branches)
+        prediction = guidance.combine(predictions[0] if guided else None, None, predictions[-1])
+        latents = sampling.scheduler.step(prediction, timestep, latents, **sampling.step_kwargs, return_dict=False)[0]
+        step = Step(index, timestep, None, latents, conditions, guidance)
+        yield step
+        latents, conditions, guidance = step.latents, step.conditions, step.guidance

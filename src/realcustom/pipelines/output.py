@@ -46,7 +46,9 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
 def _unscaled(latents: torch.Tensor, config) -> torch.Tensor:
     """Latents of unit variance to the VAE's own statistics."""
     if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
-        return latents / config.scaling_factor
+        latents = latents / config.scaling_factor
+        shift = getattr(config, "shift_factor", None)
+        return latents if shift is None else latents + shift
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (config.latents_mean, config.latents_std)
     )

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+import string
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.miniature.tokenizer import train_tokenizer
@@ -53,6 +64,55 @@ def dry_base_xl() -> dict:
         cross_attention_dim=2 * TEXT_WIDTH,
     )
     return {**base, "unet": unet, "text_encoder_2": CLIPTextModelWithProjection(config)}
+
+
+def dry_flux() -> dict:
+    """FLUX: joint and single blocks, CLIP and T5, distilled guidance, 4 latent channels instead of 16."""
+    base = dry_base()
+    t5 = T5Config(vocab_size=32, d_model=TEXT_WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("\u2581", -2.0)]
+    pieces += [(letter, -3.0) for letter in string.ascii_lowercase]
+    return {
+        "transformer": transformer,
+        "vae": base["vae"],
+        "text_encoder": base["text_encoder"],
+        "text_encoder_2": T5EncoderModel(t5),
+        "tokenizer": base["tokenizer"],
+        "tokenizer_2": T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=32),
+    }
+
+
+class NoiseRows:
+    """An endless source in the shape of `realcustom.data.uno_rows.UnoRows`, with noise for pictures."""
+
+    size = None
+
+    def __init__(self, references: int, tokens: int, tokens_2: int):
+        self.references, self.lengths = references, {"tokens": tokens, "tokens_2": tokens_2}
+
+    def batch(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
+        """A target of 48 x 64 pixels and references of 32 x 32 a sample, by their position."""
+        generators = [torch.Generator().manual_seed(int(position)) for position in positions]
+
+        def noise(*shape: int) -> torch.Tensor:
+            return torch.stack([torch.rand(shape, generator=generator) * 2 - 1 for generator in generators])
+
+        batch = {"images": noise(3, 48, 64)}
+        batch |= {f"reference_{slot}": noise(3, 32, 32) for slot in range(self.references)}
+        for name, length in self.lengths.items():
+            batch[name] = torch.stack([torch.randint(2, 20, (length,), generator=each) for each in generators])
+        return batch
 
 
 def dry_reference_encoder() -> ReferenceEncoder:
