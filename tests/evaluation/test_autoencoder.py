@@ -120,5 +120,5 @@ def test_the_command_writes_figures_and_grid(judge, tmp_path, capsys):
     assert "PSNR inside the subjects" in printed
     assert "behind the autoencoder" in printed
     values = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert values["fidelity"]["PSNR [dB]"]["count"] == 2
+    assert values["fidelity"]["PSNR, dB"]["count"] == 2
     assert Image.open(tmp_path / "out" / "grid.png").size == (8 * 128, 256)

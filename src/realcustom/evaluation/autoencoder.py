@@ -81,9 +81,9 @@ def scaled(maps: Tensor) -> Tensor:
 
 
 CHANGES: dict[str, Change] = {
-    "PSNR [dB]": same,
-    "PSNR of mirrored latents [dB]": mirrored,
-    f"PSNR of latents scaled to {SCALED} [dB]": scaled,
+    "PSNR, dB": same,
+    "PSNR of mirrored latents, dB": mirrored,
+    f"PSNR of latents scaled to {SCALED}, dB": scaled,
 }
 
 
@@ -130,7 +130,7 @@ def fidelity(vae, records: Sequence[Record]) -> dict[str, Estimate]:
     masks = np.stack([record.masks.any(axis=0) for record in records])
     seen = masks.any(axis=(1, 2))
     targets, decoded = reconstruct(vae, pictures[seen])
-    figures["PSNR inside the subjects [dB]"] = bootstrap(psnr(targets, decoded, masks[seen]))
+    figures["PSNR inside the subjects, dB"] = bootstrap(psnr(targets, decoded, masks[seen]))
     return figures
 
 

@@ -180,7 +180,7 @@ def _loop(run: Run, stop: StopRequest) -> Path:
         run.step += 1
         run.seconds += time.monotonic() - began
         run.used = time.monotonic() - started
-        if run.step % config.log_every == 0:
+        if run.step % config.log_every == 0 or run.time_share == 1:
             _log(run)
         if config.sample_every and run.step % config.sample_every == 0:
             _sample(run)
