@@ -1,17 +1,29 @@
-"""The miniature's autoencoder, trained on the sticker world drawn on the fly."""
+"""The miniature's autoencoder, trained on the sticker world: drawn on the fly, or the pictures of a latent cache."""
 
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers import AutoModel
 
 from realcustom.data.world import WorldSettings
 from realcustom.miniature.builders import build_vae
 from realcustom.training.autoencoder import AutoencoderLoss, export_autoencoder, reconstructions
-from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
+from realcustom.training.config import (
+    Batch,
+    CheckpointSettings,
+    Feed,
+    OptimizerSettings,
+    Parts,
+    TrainConfig,
+    hold_and_decay,
+)
 from realcustom.training.feeding import feed_batches
 from realcustom.training.precision import quick_precision
+from realcustom.training.resident import draw_growing, mirrored_half
 from realcustom.training.stickers import StickerPictures
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
@@ -20,18 +32,36 @@ SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
 def recipe(
     out: Path = Path("outputs/autoencoder"),
     subjects: Path = SUBJECTS,
+    pictures: str = "",
+    start: str = "",
     steps: int = 10_000,
+    minutes: float = 0.0,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
+    noise: float = 0.1,
+    equivariance: float = 0.25,
     workers: int = 1,
+    compile: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
-    """160,000 pictures; the learning rate falls to zero over the last third."""
+    """160,000 pictures; the learning rate falls to zero over the last third.
+
+    `pictures` is the folder of a latent cache, whose pictures are used while they are still being drawn; empty draws
+    own ones by `workers` processes. `start` is an exported autoencoder to go on from. `minutes` ends the training after
+    so long if its steps have not; 0 is no limit.
+    """
     return TrainConfig(
         name="miniature-autoencoder",
         out=out,
-        build=partial(build, subjects, workers, seed),
+        build=partial(
+            build,
+            AutoencoderLoss(noise=noise, equivariance=equivariance),
+            Pictures(subjects, pictures, workers, seed),
+            start,
+            compile,
+        ),
         steps=steps,
+        minutes=minutes or None,
         batch_size=batch_size,
         precision=quick_precision(),
         optimizer=OptimizerSettings(
@@ -47,15 +77,36 @@ def recipe(
     )
 
 
-def build(subjects: Path, workers: int, seed: int) -> Parts:
-    """Channels-last weights are twice as fast on a CPU here."""
-    settings = WorldSettings(seed=seed, style=0.15)
-    vae = build_vae().to(memory_format=torch.channels_last)
-    shown = StickerPictures(subjects, WorldSettings(seed=seed + 1, split="held-out")).batch(range(8))["pixels"]
+@dataclass(frozen=True)
+class Pictures:
+    """Cut-outs, a latent cache's folder or "", processes that draw where there is none, and their seed."""
+
+    subjects: Path
+    folder: str
+    workers: int
+    seed: int
+
+    def data(self) -> Callable[[Feed], Iterator[Batch]]:
+        """Endless batches of {"pixels": uint8 (B, 3, H, W)}."""
+        if self.folder:
+            return partial(draw_growing, folder=self.folder, name="images", finish=mirrored_half)
+        source = StickerPictures(self.subjects, WorldSettings(seed=self.seed, style=0.15))
+        return partial(feed_batches, source=source, workers=self.workers)
+
+
+def build(loss: AutoencoderLoss, pictures: Pictures, start: str, compile: bool) -> Parts:
+    """Channels-last weights are twice as fast on a CPU here. What is compiled are the halves that the loss calls."""
+    vae = AutoModel.from_pretrained(start) if start else build_vae()
+    vae = vae.to(memory_format=torch.channels_last)
+    if compile:
+        for half in (vae.encoder, vae.decoder):
+            half.compile(dynamic=False)
+    unseen = WorldSettings(seed=pictures.seed + 1, split="held-out")
+    shown = StickerPictures(pictures.subjects, unseen).batch(range(8))["pixels"]
     return Parts(
         trained={"vae": vae},
-        loss=AutoencoderLoss(),
-        data=partial(feed_batches, source=StickerPictures(subjects, settings), workers=workers),
+        loss=loss,
+        data=pictures.data(),
         sample=lambda modules, step: reconstructions(modules, shown),
         export=export_autoencoder,
     )

@@ -1,7 +1,6 @@
 """The miniature's base model: text-to-image on cached latents of the sticker world."""
 
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,19 +13,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from realcustom.data.vocabulary import caption_corpus
 from realcustom.miniature.builders import build_scheduler, build_text_encoder, build_unet
 from realcustom.miniature.tokenizer import train_tokenizer
-from realcustom.miniature.world import NARROW
-from realcustom.training.base import BaseExport, BaseLoss, TextGrid, tokenize
+from realcustom.miniature.world import BASE
+from realcustom.training.base import BaseExport, BaseLoss, TextGrid, as_tokens, tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
-from realcustom.training.feeding import feed_batches
 from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
 from realcustom.training.objective import noisier_timesteps
 from realcustom.training.precision import quick_precision
+from realcustom.training.resident import draw_batches, resident
 from realcustom.training.stickers import StickerPairs
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
-# Patterns are rarer than by default, what is small, accessories and companions, is shown more often. Some colour words
-# contradict the reference, so that the adapter learns to obey them; the more do, the less it trusts any reference.
-WORLD = replace(NARROW, colour_word=0.4, repaint=0.4, patterned=0.2, accessory=0.5, companion=0.15)
 NOISIER = 2.0  # power of the draw of timesteps
 OUTSIDE = 0.3  # weight of the error outside all figures
 PROMPTS = (
@@ -53,6 +49,7 @@ def recipe(
     start: str = "",
     count: int = 100_000,
     steps: int = 28_000,
+    minutes: float = 0.0,
     batch_size: int = 16,
     learning_rate: float = 6e-4,
     workers: int = 2,
@@ -62,13 +59,15 @@ def recipe(
     """About 450,000 samples. `start` is the exported folder of an earlier run to go on from; empty starts anew.
 
     The cache is filled first, by `workers` processes; it holds references too, so that the adapter trains on it.
-    `compile` needs a C++ compiler and makes the training a quarter faster.
+    `minutes` ends the training after so long if its steps have not; 0 is no limit. `compile` needs a C++ compiler and
+    makes the training a quarter faster.
     """
     return TrainConfig(
         name="miniature-base",
         out=out,
         build=partial(build, vae, cache, subjects, start, CacheSettings(count=count, references=True, workers=workers)),
         steps=steps,
+        minutes=minutes or None,
         batch_size=batch_size,
         precision=quick_precision(),
         ema_decay=0.9995,
@@ -87,9 +86,9 @@ def recipe(
 
 
 def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSettings) -> Parts:
-    """U-Net and text encoder from random weights or from an earlier export."""
+    """U-Net and text encoder from random weights or from an earlier export; the latents lie where they are used."""
     with PartialState().main_process_first():
-        cache_latents(StickerPairs(subjects, WORLD), vae, cache, settings)
+        cache_latents(StickerPairs(subjects, BASE), vae, cache, settings)
         tokenizer = kept_tokenizer(Path(start or cache) / "tokenizer")
     scheduler = build_scheduler()
     if start:
@@ -115,7 +114,7 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
             draw=partial(noisier_timesteps, power=NOISIER),
             outside=OUTSIDE,
         ),
-        data=partial(feed_batches, source=source),
+        data=partial(draw_batches, rows=resident(source.arrays()), finish=as_tokens),
         sample=TextGrid(scheduler=scheduler, tokens=prompts, empty_tokens=empty[0]),
         export=BaseExport(tokenizer=tokenizer, scheduler=scheduler),
     )

@@ -28,7 +28,7 @@ def config(out, **options):
 def outcome(out):
     """Everything a run leaves: tensors and state of the last checkpoint, and its log without the clock."""
     tensors, state = load_checkpoint(list_checkpoints(out / "checkpoints")[-1])
-    clocks = ("time", "samples_per_second")
+    clocks = ("time", "samples_per_second", "waiting_share")
     log = [{name: value for name, value in line.items() if name not in clocks} for line in read_log(out / "log.jsonl")]
     state.pop("config")
     return tensors, state, log
@@ -231,3 +231,23 @@ def test_options_are_read_and_refused():
         config("x", steps="many")
     with pytest.raises(ValueError, match="no recipe"):
         load_recipe("missing")
+
+
+def test_a_time_budget_ends_the_run_with_its_learning_rate_decayed(tmp_path):
+    long = config(tmp_path, steps=1_000_000, every_steps=1_000_000).replace(minutes=2 / 60, sample_every=None)
+    began = time.monotonic()
+    last = train(long)
+    assert 1.5 < time.monotonic() - began < 60
+    _, state = load_checkpoint(last)
+    assert state["step"] < 1_000_000
+    assert 2 <= state["seconds_used"] < 10
+    log = read_log(tmp_path / "log.jsonl")
+    assert log[0]["learning_rate"] > 100 * log[-1]["learning_rate"]
+    assert all(0 <= line["waiting_share"] <= 1 for line in log)
+    assert (tmp_path / "export" / "net.pt").is_file()
+    assert train(long, resume=True) == last  # nothing is left of the budget
+
+
+def test_a_budget_without_time_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be above 0"):
+        config(tmp_path).replace(minutes=0.0)

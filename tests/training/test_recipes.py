@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from realcustom import Engine, Request
 from realcustom.data.records import Record
 from realcustom.data.shards import write_shards
-from realcustom.data.vocabulary import DEFAULT_WORDS
+from realcustom.data.vocabulary import DEFAULT_WORDS, caption_corpus
 from realcustom.data.world import StickerWorld, WorldSettings
 from realcustom.encoders.image import ReferenceEncoder
+from realcustom.miniature.tokenizer import train_tokenizer
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.pipelines.sd15 import RealCustomPipeline
 from realcustom.training import latents, miniature
 from realcustom.training.adapter import AdapterLoss, squash
 from realcustom.training.backbones import RandomRecords
-from realcustom.training.checkpoints import PREFIX
+from realcustom.training.checkpoints import PREFIX, list_checkpoints
 from realcustom.training.conditions import latents_of
 from realcustom.training.config import Feed
 from realcustom.training.curriculum import reconstruction_only
@@ -201,7 +202,9 @@ def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, mo
 
 
 def test_the_trainings_of_the_whole_miniature_follow_each_other(tmp_path):
-    made = [recipe(name, **options) for name, options in load_module("miniature").stages(tmp_path / "s", tmp_path)]
+    module = load_module("miniature")
+    folders = module.Folders(subjects=tmp_path / "s", outputs=tmp_path)
+    made = [recipe(name, **options) for _, name, options in module.stages(folders, module.Plan())]
     assert [config.name for config in made] == [
         "miniature-autoencoder",
         "miniature-base",
@@ -229,9 +232,37 @@ def test_no_part_of_the_miniature_begins_on_a_half_trained_one(tmp_path, monkeyp
         return config.out / "checkpoints" / f"{PREFIX}{config.steps - (len(trained) > 1):08d}"
 
     monkeypatch.setattr(module, "train", stopped)
-    with pytest.raises(SystemExit, match=r"the same command goes on from .*base"):
+    monkeypatch.setattr(module, "draw_records", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"Stopped in base; the same command goes on from .*base"):
         module.main(module.Folders(subjects=tmp_path, outputs=tmp_path, model=tmp_path / "model"))
     assert [config.name for config in trained] == ["miniature-autoencoder", "miniature-base"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_command_of_the_miniature_is_read(tmp_path):
+    module = load_module("miniature")
+    folders, plan = module.read_arguments(["s", "minutes=9", "stages=autoencoder,base", "count=64", "vae=a/vae"])
+    assert (folders.subjects, folders.outputs, folders.vae) == (Path("s"), Path("outputs"), Path("a/vae"))
+    assert (plan.minutes, plan.stages, plan.count, plan.size) == (9.0, ("autoencoder", "base"), 64, None)
+    assert [options.get("vae") for *_, options in module.stages(folders, plan)] == [None, Path("a/vae")]
+    assert module.budget(6.0, ["autoencoder", "base"]) == pytest.approx(2.0)
+    for words in (["hours=1"], ["stages=vae"], ["minutes=long"]):
+        with pytest.raises(ValueError, match=r"There are the|could not convert"):
+            module.read_arguments(words)
+
+
+def test_autoencoder_and_base_within_a_time_budget(cutouts, tmp_path, monkeypatch):
+    """Records are drawn beside the autoencoder, which reads them as they come; both trainings end by the clock."""
+    module = load_module("miniature")
+    monkeypatch.setattr(latents, "CHUNK", 8)
+    monkeypatch.setattr(module, "draw_records", lambda pairs, folder, settings: latents.draw_records(
+        pairs, folder, CacheSettings(count=16, references=True)))  # fmt: skip
+    plan = module.Plan(stages=("autoencoder", "base"), minutes=3 / 60, count=16, size=2)
+    train_tokenizer(caption_corpus(50)).save_pretrained(tmp_path / "latents" / "tokenizer")
+    module.main(module.Folders(subjects=cutouts, outputs=tmp_path, model=tmp_path / "model"), plan)
+    for name in ("autoencoder", "base"):
+        assert (tmp_path / name / "export").is_dir()
+        assert list_checkpoints(tmp_path / name / "checkpoints")
     assert not (tmp_path / "model").exists()
 
 
@@ -260,9 +291,9 @@ def test_latent_cache_is_the_autoencoders_output_and_grows(tmp_path, monkeypatch
     )  # fmt: skip
     vae.save_pretrained(tmp_path / "vae")
     cache = tmp_path / "cache"
-    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=4, references=True))
+    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=4, references=True, cells=8))
     made = (cache / "chunk-00000" / "latents.npy").stat().st_mtime_ns
-    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=7, references=True))
+    cache_latents(_Pairs(), tmp_path / "vae", cache, CacheSettings(count=7, references=True, cells=8))
     assert (cache / "chunk-00000" / "latents.npy").stat().st_mtime_ns == made
     source = LatentCache(cache, lambda captions: np.arange(len(captions))[:, None])
     assert source.size == 8

@@ -56,6 +56,40 @@ def judge(
 
 
 @app.command()
+def autoencoder(
+    model: Annotated[str, typer.Option(help="A bundled model, a model's folder, or an autoencoder's.")] = "miniature",
+    subjects: Subjects = None,
+    count: Annotated[int, typer.Option(min=2, help="Pictures without style, for the PSNR.")] = 200,
+    limit: Annotated[int, typer.Option(min=8, help="Composites of the sticker benchmark, for the judge.")] = 272,
+    weights: Annotated[Path | None, typer.Option(help="Folder of another judge; the bundled one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for grid and results; outputs/autoencoder-figures.")] = None,
+    device: Device = None,
+) -> None:
+    """What an autoencoder keeps of real composites: PSNR, and the judge's figures behind encode and decode."""
+    world = held_out_world(subjects)
+    quiet()
+    with status("Encoding and decoding ..."):
+        from realcustom.evaluation import autoencoder as module
+        from realcustom.evaluation.generation import write_json
+        from realcustom.evaluation.judge import WEIGHTS, Judge
+        from realcustom.evaluation.stickers import samples
+        from realcustom.training.logs import save_picture
+
+        vae = module.load_autoencoder(model)
+        vae = vae if device is None else vae.to(device)
+        records = module.plain_records(world, count)
+        figures = module.fidelity(vae, records)
+        rows = module.behind(vae, Judge.load(weights or WEIGHTS), samples(world, limit))
+        out = out or Path("outputs/autoencoder-figures")
+        write_json(out / "results.json", {"model": model, **module.results(figures, rows)})
+        save_picture(out / "grid.png", module.shown_grid(vae, records))
+    show(f"Pictures without style behind the autoencoder: {model}", module.fidelity_table(figures))
+    show(f"The judge's figures of {limit} real composites: {model}", module.behind_table(rows))
+    typer.echo(out / "grid.png")
+    typer.echo(out / "results.json")
+
+
+@app.command()
 def masks(
     model: Model = "miniature",
     adapter: Adapter = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from realcustom.data.world import WorldSettings
 
 # Poses and sizes that vary less than the world's defaults are learned from fewer samples, and with half of all animals
@@ -16,3 +18,8 @@ NARROW = WorldSettings(
     style=0.06,
     two_subjects=0.3,
 )
+
+# What the base learns from. Patterns are rarer than by default; what is small, accessories and companions, is shown
+# more often. Some colour words contradict the reference, so that the adapter learns to obey them; the more do, the less
+# it trusts any reference.
+BASE = replace(NARROW, colour_word=0.4, repaint=0.4, patterned=0.2, accessory=0.5, companion=0.15)

@@ -1,4 +1,4 @@
-"""Training an autoencoder of the AutoencoderTiny kind, without adversary and without a pretrained perceptual loss."""
+"""Training an autoencoder of the AutoencoderTiny or AutoencoderKL kind, without adversary and pretrained networks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from .config import Batch, Modules
 from .logs import grid
 
+SCALES = (0.5, 0.75, 1.0)  # few, so that compiled networks see few shapes
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderLoss:
@@ -24,22 +26,52 @@ class AutoencoderLoss:
     moments: weight of the squared distance of every latent channel's mean from 0 and standard deviation from 1.
     noise: standard deviation of the noise on the latents in front of the decoder, so that neighbouring latents decode
         to neighbouring pictures, as a diffusion model's imprecise samples need.
+    equivariance: share of the batches whose latents are scaled or mirrored before they are decoded, and must give the
+        scaled or mirrored pictures (EQ-VAE, Kouzelis et al. 2025): latents that behave like small pictures are easier
+        to learn for a diffusion model. 0 for none.
     """
 
     gradient: float = 1.0
     scales: int = 3
     moments: float = 0.1
     noise: float = 0.1
+    equivariance: float = 0.0
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = to_signed(batch["pixels"])
-        latents = modules["vae"].encode(pixels).latents.float()
+        latents = latents_of(modules["vae"], pixels).float()
+        moments, deviation = moment_penalty(latents), latents.std()
+        scale, mirrored = draw_view(self.equivariance, generator)
+        pixels, latents = (viewed(maps, scale, mirrored) for maps in (pixels, latents))
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         decoded = modules["vae"].decode(latents + self.noise * noise).sample.float()
         distance, edges = picture_distance(decoded, pixels, self.scales)
-        moments = moment_penalty(latents)
         loss = distance + self.gradient * edges + self.moments * moments
-        return loss, {"l1": F.l1_loss(decoded, pixels), "edges": edges, "moments": moments, "latent_std": latents.std()}
+        return loss, {"l1": F.l1_loss(decoded, pixels), "edges": edges, "moments": moments, "latent_std": deviation}
+
+
+def latents_of(vae, pixels: Tensor) -> Tensor:
+    """Latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1], not scaled; a KL autoencoder gives its mean."""
+    encoded = vae.encode(pixels)
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+
+
+def draw_view(share: float, generator: torch.Generator) -> tuple[float, bool]:
+    """How a batch is changed: (scale, whether it is mirrored); (1, False) for 1 - `share` of all batches."""
+    changed, scale, side = torch.rand(3, generator=generator, device=generator.device).tolist()
+    if changed >= share:
+        return 1.0, False
+    return SCALES[int(scale * len(SCALES))], side < 0.5
+
+
+def viewed(maps: Tensor, scale: float, mirrored: bool = False) -> Tensor:
+    """Pictures or latents (B, C, h, w) at `scale` times their size, bilinear with antialiasing, mirrored if asked."""
+    if mirrored:
+        maps = maps.flip(-1)
+    if scale == 1:
+        return maps
+    size = [round(side * scale) for side in maps.shape[-2:]]
+    return F.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
 def to_signed(pixels: Tensor) -> Tensor:
@@ -70,7 +102,7 @@ def reconstructions(modules: Modules, pixels: Tensor) -> np.ndarray:
     """Pictures uint8 (B, 3, H, W) above what the autoencoder makes of them, as one uint8 array (2H, B * W, 3)."""
     vae = modules["vae"]
     pixels = pixels.to(next(vae.parameters()).device)
-    decoded = vae.decode(vae.encode(to_signed(pixels)).latents).sample
+    decoded = vae.decode(latents_of(vae, to_signed(pixels))).sample
     return grid(np.concatenate([to_pictures(to_signed(pixels)), to_pictures(decoded)]), columns=len(pixels))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class BaseLoss:
         noised = add_noise(batch["latents"], self.scheduler, generator, self.draw)
         tokens = batch["tokens"]
         lost = torch.rand(len(tokens), generator=generator, device=tokens.device) < self.dropout
-        tokens = torch.where(lost[:, None], self.empty_tokens.to(tokens.device), tokens)
+        tokens = torch.where(lost[:, None], self.empty_tokens.to(tokens.device, non_blocking=True), tokens)
         text = modules["text_encoder"](input_ids=tokens).last_hidden_state
         prediction = modules["unet"](noised.latents, noised.timesteps, encoder_hidden_states=text).sample
         weights = min_snr_weights(noised.alpha_bar, self.scheduler.config.prediction_type, self.min_snr)
@@ -56,6 +57,11 @@ def tokenize(tokenizer, captions: list[str]) -> np.ndarray:
     """Token numbers int32 (N, T) padded to the tokenizer's length."""
     encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     return np.array(encoded["input_ids"], dtype=np.int32)
+
+
+def as_tokens(rows: Mapping[str, Tensor]) -> Batch:
+    """Resident rows as `BaseLoss` reads them: the token numbers as long."""
+    return {**rows, "tokens": rows["tokens"].long()}
 
 
 @torch.no_grad()

@@ -115,6 +115,9 @@ class TrainConfig:
     out: folder of logs, checkpoints, pictures and the exported networks.
     build: makes the `Parts`; called once, after torch was seeded.
     steps: optimiser steps in all.
+    minutes: after which the training ends if its steps have not, building included; its learning rate follows the clock
+        where that is ahead of the steps, so that it decays in time. None for no limit. What was trained then depends on
+        the machine's speed: a resumed run goes on with the time that is left, but equals no uninterrupted one.
     batch_size: samples of one forward pass of one process.
     accumulate: forward passes of one optimiser step.
     precision: "no" (fp32), "bf16" or "fp16" autocast; the weights that are trained stay fp32.
@@ -129,6 +132,7 @@ class TrainConfig:
     out: Path
     build: Callable[[], Parts]
     steps: int
+    minutes: float | None = None
     batch_size: int = 16
     accumulate: int = 1
     precision: str = "bf16"
@@ -149,6 +153,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"The training's {name} is {getattr(self, name)}, but must be at least 1.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"The training's minutes are {self.minutes}, but must be above 0.")
         if self.checkpoint.keep < 1:
             raise ValueError("At least one checkpoint must be kept: set checkpoint.keep to 1 or more.")
 

@@ -65,6 +65,14 @@ class Run:
     step: int = 0
     window: Window = field(default_factory=Window)
     seconds: float = 0.0
+    waited: float = 0.0
+    used: float = 0.0
+    began: float = 0.0
+
+    @property
+    def time_share(self) -> float:
+        """How much of the time budget is used, 0 to 1; 0 without one."""
+        return 0.0 if self.config.minutes is None else min(1.0, self.used / (60 * self.config.minutes))
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -92,7 +100,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         The last checkpoint's folder.
 
     Raises:
-        ValueError: `config.out` holds checkpoints and resume is False, or they are of other networks.
+        ValueError: `config.out` holds checkpoints and resume is False, or they are of other networks; or a time budget
+            is given to several processes, whose clocks differ.
         FloatingPointError: the loss is no longer finite; names the last good checkpoint.
     """
     checkpoints = list_checkpoints(config.out / "checkpoints")
@@ -128,6 +137,7 @@ def _own_accelerate_state() -> Iterator[None]:
 
 def _prepare(config: TrainConfig) -> Run:
     """Networks, optimiser, average, log and trackers of a run that has not begun."""
+    began = time.monotonic()
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else accelerate ignores torchrun's processes
@@ -135,6 +145,8 @@ def _prepare(config: TrainConfig) -> Run:
         log_with=list(config.trackers) or None,
         project_dir=str(config.out),
     )
+    if config.minutes is not None and accelerator.num_processes > 1:
+        raise ValueError("A time budget is for a single process: give steps, and no minutes, to several.")
     if accelerator.is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
     parts = config.build()
@@ -152,20 +164,23 @@ def _prepare(config: TrainConfig) -> Run:
     if config.trackers:
         accelerator.init_trackers(config.name)
     log = JsonLines(config.out / "log.jsonl", enabled=accelerator.is_main_process)
-    return Run(config, accelerator, parts, model, accelerator.prepare(optimizer), average, log)
+    optimizer = accelerator.prepare(optimizer)
+    return Run(config, accelerator, parts, model, optimizer, average, log, began=began)
 
 
 def _loop(run: Run, stop: StopRequest) -> Path:
     config, checkpoint = run.config, run.config.checkpoint
     batches = run.parts.data(_feed(run))
     saved, last = time.monotonic(), None
+    started = run.began - run.used
     run.log.start(run.step)
-    while run.step < config.steps:
+    while run.step < config.steps and run.time_share < 1:
         began = time.monotonic()
         _step(run, batches)
         run.step += 1
         run.seconds += time.monotonic() - began
-        if run.step % config.log_every == 0:
+        run.used = time.monotonic() - started
+        if run.step % config.log_every == 0 or run.time_share == 1:
             _log(run)
         if config.sample_every and run.step % config.sample_every == 0:
             _sample(run)
@@ -173,7 +188,7 @@ def _loop(run: Run, stop: StopRequest) -> Path:
         due = checkpoint.every_steps is not None and run.step % checkpoint.every_steps == 0
         due = due or (checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes)
         due, stopping = _agree(run.accelerator, due, stop.requested)
-        if due or stopping or run.step == config.steps:
+        if due or stopping or run.step == config.steps or run.time_share == 1:
             last = _save(run)
             saved = time.monotonic()
         if stopping:
@@ -197,10 +212,12 @@ def _step(run: Run, batches: Iterator) -> None:
     config, accelerator = run.config, run.accelerator
     run.model.train()
     for number in range(config.accumulate):
+        began = time.monotonic()
         batch = {
             name: value.to(accelerator.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in next(batches).items()
         }
+        run.waited += time.monotonic() - began
         generator = _generator(run, number)
         with accelerator.no_sync(run.model) if number < config.accumulate - 1 else nullcontext():
             with accelerator.autocast():
@@ -208,7 +225,7 @@ def _step(run: Run, batches: Iterator) -> None:
             accelerator.backward(loss / config.accumulate)
         run.window.add({"loss": loss, **metrics})
     for group in run.optimizer.param_groups:
-        group["lr"] = config.optimizer.learning_rate * config.optimizer.schedule(run.step, config.steps)
+        group["lr"] = config.optimizer.learning_rate * config.optimizer.schedule(_place(run), config.steps)
     if config.optimizer.max_grad_norm is not None:
         accelerator.unscale_gradients(run.optimizer)
         parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
@@ -217,6 +234,11 @@ def _step(run: Run, batches: Iterator) -> None:
     run.optimizer.zero_grad()
     if run.average is not None:
         run.average.update(run.step)
+
+
+def _place(run: Run) -> int:
+    """The step at which the learning-rate schedule stands: the clock's where that is ahead."""
+    return max(run.step, int(run.time_share * run.config.steps))
 
 
 def _generator(run: Run, number: int) -> torch.Generator:
@@ -235,11 +257,12 @@ def _log(run: Run) -> None:
         "learning_rate": run.optimizer.param_groups[0]["lr"],
         "samples": run.step * run.config.accumulate * run.config.batch_size * run.accelerator.num_processes,
         "samples_per_second": round(samples / max(run.seconds, 1e-9), 2),
+        "waiting_share": round(run.waited / max(run.seconds, 1e-9), 4),
     }
     run.log.write(run.step, values)
     if run.config.trackers:
         run.accelerator.log(values, step=run.step)
-    run.window, run.seconds = Window(), 0.0
+    run.window, run.seconds, run.waited = Window(), 0.0, 0.0
 
 
 def _check_finite(run: Run) -> None:
@@ -279,6 +302,8 @@ def _save(run: Run) -> Path:
         "processes": run.accelerator.num_processes,
         "config": run.config.describe(),
     }
+    if run.config.minutes is not None:
+        state["seconds_used"] = run.used
     folder = run.config.out / "checkpoints"
     if run.accelerator.is_main_process:
         save_checkpoint(folder, run.step, tensors, state, run.config.checkpoint.keep)
@@ -305,6 +330,7 @@ def _restore(run: Run, path: Path) -> None:
     window = state["window"]
     sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in window["sums"].items()}
     run.step, run.window = state["step"], Window(sums, window["count"])
+    run.used = state.get("seconds_used", 0.0)
 
 
 def _sample(run: Run) -> None:

@@ -31,7 +31,7 @@ class Noised:
 
 def alphas_cumprod(scheduler, device: torch.device) -> Tensor:
     """(T,) float32 cumulative products of 1 - beta."""
-    return scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
+    return scheduler.alphas_cumprod.to(device=device, dtype=torch.float32, non_blocking=True)
 
 
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
