@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -16,13 +17,15 @@ SOURCE = Path(__file__).parents[2] / "src"
 class Server:
     """`realcustom serve` on a free port of this machine, until it is stopped or killed."""
 
-    def __init__(self, model: str, data: Path, *options: str, seconds: float = 600.0):
+    def __init__(self, model: str, data: Path, *options: str, seconds: float = 600.0, files: int | None = None):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", "from realcustom.cli import main; main()", "serve", "--port", "0"]
         command += ["--model", model, "--data", str(data), *options]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        if files is not None:  # that it may open; long before it asks
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (files, files))
         self.lines: list[str] = []
         self._ready = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()

@@ -149,15 +149,14 @@ def test_a_log_does_not_repeat_itself():
 
 @pytest.fixture(scope="module")
 def server(tiny_model, tmp_path_factory):
-    server = Server(str(tiny_model), tmp_path_factory.mktemp("connections") / "data")
+    # What most systems allow a process.
+    server = Server(str(tiny_model), tmp_path_factory.mktemp("connections") / "data", files=1024)
     yield server
     server.kill()
 
 
 @pytest.mark.slow
 def test_half_open_connections_end_no_server(server):
-    # What most systems allow a process; the server inherits what the tests have.
-    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     address = ("127.0.0.1", int(server.url.rpartition(":")[2]))

@@ -1,4 +1,4 @@
-"""Whatever is sent to the REST interface, its answer is no 5xx: Schemathesis on the OpenAPI document."""
+"""Whatever is sent to the REST interface, its answer is no 5xx and as the document says: Schemathesis."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+from schemathesis.specs.openapi import checks
 
 from .conftest import png
 
 EXAMPLES = 25  # of every operation and way of making them
+TRUE = [
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
 HERE = {"host": "127.0.0.1"}
 
 
@@ -37,6 +44,7 @@ def exercise(operation, mode: schemathesis.GenerationMode, statuses: Counter) ->
         response = case.call(headers=HERE)
         statuses[response.status_code] += 1
         assert response.status_code < 500, f"{operation.label}: {response.status_code} {response.text[:200]}"
+        case.validate_response(response, checks=TRUE)
 
     # What has neither parameters nor a body cannot be made wrong.
     with contextlib.suppress(Unsatisfiable):

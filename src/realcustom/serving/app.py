@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import lru_cache, partial
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 
 import realcustom
 from realcustom.serving.blobs import NotHere
+from realcustom.serving.document import describe
 from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
 from realcustom.serving.limits import Busy, NoRoom, TooLarge
@@ -51,7 +53,10 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
+    # Made at the first question.
+    app.openapi = lru_cache(maxsize=1)(partial(describe, app, token is not None))
     _add_problems(app, service)
     app.include_router(router(service))
     if page is not None:

@@ -17,8 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADERS = 10.0  # seconds for the head of a request, from the connection or the answer before
 BODY = 30.0  # seconds between two pieces of a body
 UNREAD = 60.0  # seconds that an answer may wait to be read
-BACKLOG = 128  # connections that may wait to be accepted; accepted at once, they are above the bound for a moment
+BACKLOG = 512  # connections that may wait to be accepted; accepted at once, they are above the bound for a moment
 SPARE = 256  # file handles kept for all else: pictures, database, threads
+MANY = 8192  # files that the process asks to be allowed
 DRAIN = 5  # seconds that requests under way get when the server is stopped
 
 REPEATS, WINDOW = 5, 60.0  # how often a message is logged within so many seconds
@@ -29,14 +30,14 @@ def listen(app, listener: socket.socket, connections: int) -> None:
 
     connections: the most at one time; fewer where the process may not open so many files.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _open_files()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(Unrepeated())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     config = uvicorn.Config(
         app,
-        http=partial(BoundedProtocol, most=max(16, min(connections, files - SPARE))),
+        http=partial(BoundedProtocol, most=max(16, min(connections, files - SPARE - BACKLOG))),
         # Nothing here speaks websockets; the event loop and the parser are the same everywhere.
         ws="none",
         loop="asyncio",
@@ -48,6 +49,16 @@ def listen(app, listener: socket.socket, connections: int) -> None:
         timeout_graceful_shutdown=DRAIN,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _open_files() -> int:
+    """How many files this process may open, after asking for as many as the system grants it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        wanted = MANY if hard == resource.RLIM_INFINITY else min(hard, MANY)
+        soft = max(soft, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
 
 
 class BoundedProtocol(H11Protocol):

@@ -27,6 +27,7 @@ from starlette.routing import Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realcustom.serving.blobs import ID, NotHere, write_file
+from realcustom.serving.examples import example_folders
 from realcustom.serving.limits import TooLarge
 from realcustom.serving.service import Service
 
@@ -139,13 +140,6 @@ def upload_folder(service: Service) -> Path:
 def shown_folders(service: Service) -> tuple[Path, ...]:
     """The folders whose files the page may name: uploads, the store's pictures, examples."""
     return upload_folder(service), service.store.pictures.folder, *example_folders()
-
-
-def example_folders() -> list[Path]:
-    """Where the example pictures are: in an installed package, or in a checkout of the project."""
-    here = Path(__file__).resolve()
-    folders = (here.parents[1] / "examples", here.parents[3] / "examples" / "references")
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def page_file(folders: Sequence[Path], name: Any) -> Path:

@@ -26,6 +26,27 @@ from realcustom.serving.service import Service
 # A result never changes under its id; only the one browser may keep it, since it may need a token.
 FOREVER = {"cache-control": "private, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture."}}
+# Types of events have no place in OpenAPI 3.1; `itemSchema` is that of 3.2.
+EVENTS = {
+    "schema": {"type": "string"},
+    "itemSchema": {
+        "oneOf": [
+            {
+                "type": "object",
+                "required": ["event", "data"],
+                "properties": {
+                    "event": {"const": kind},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": f"#/components/schemas/{model}"},
+                    },
+                },
+            }
+            for kind, model in (("progress", "ProgressEvent"), ("end", "JobView"))
+        ]
+    },
+}
 Id = Annotated[str, Path(max_length=200)]
 Index = Annotated[int, Path(ge=0, le=1000)]
 
@@ -79,7 +100,7 @@ def _generations(api: APIRouter, service: Service) -> None:
         "/generations/{id}/events",
         response_class=EventSourceResponse,
         responses={
-            200: {"content": {"text/event-stream": {}}, "description": "progress and end events"},
+            200: {"content": {"text/event-stream": EVENTS}, "description": "progress and end events"},
             **problems(404),
         },
     )

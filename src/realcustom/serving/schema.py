@@ -18,7 +18,9 @@ class SubjectBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     images: str | list[str] = Field(description=f"One or more references: {PICTURE}.")
-    strength: float = Field(1.0, ge=0, le=2, description="How much the references act; 0 leaves the word to the text.")
+    strength: float | None = Field(
+        None, ge=0, le=2, description="How much the references act, 1 by default; 0 leaves the word to the text."
+    )
     region: list[float] | str | None = Field(
         None, description="Box left, top, right, bottom in fractions of the image, or a mask picture; null: everywhere."
     )
@@ -36,20 +38,23 @@ class GenerationBody(BaseModel):
         description="May mention characters as @name.",
         examples=["a dog on the beach"],
     )
-    subjects: dict[str, SubjectBody | str | list[str]] = Field(
-        default_factory=dict,
+    subjects: dict[str, SubjectBody | str | list[str]] | None = Field(
+        None,
         description='Word of the prompt, or one place of it ("dog#2") -> what it looks like; a picture is a subject.',
     )
     negative_prompt: str | None = None
     height: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     width: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i.")
-    num_images: int = Field(1, ge=1)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i; 0 by default.")
+    num_images: int | None = Field(None, ge=1, description="1 by default.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
     image_guidance_scale: float | None = Field(None, ge=0, le=100)
     mask_scope: float | None = Field(None, gt=0, le=1, description="Share of the image that the mask keeps.")
-    describe_characters: bool = Field(False, description="Add the descriptions of mentioned characters to the prompt.")
+    preset: str | None = Field(None, description="Name of settings that fill in what the request leaves open.")
+    describe_characters: bool | None = Field(
+        None, description="Add the descriptions of mentioned characters to the prompt; false by default."
+    )
     model: str | None = Field(None, description="Refused unless it is the model that is served.")
 
 
@@ -71,6 +76,16 @@ class JobView(BaseModel):
     created: float
     started: float | None
     finished: float | None
+
+
+class ProgressEvent(BaseModel):
+    """Data of an event "progress"."""
+
+    step: int
+    steps: int
+    position: int | None = Field(description="How many wait before it; null when it does not wait.")
+    preview: str | None = Field(None, description="The image as it is now, a data: URL.")
+    masks: dict[str, str] | None = Field(None, description="Word -> its mask as it is now, a data: URL.")
 
 
 class JobList(BaseModel):
@@ -144,9 +159,8 @@ class Problem(BaseModel):
 
 
 def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
-    """`openapi_extra` of an endpoint that reads its body itself."""
-    reference = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    reference.pop("$defs", None)
+    """`openapi_extra` of an endpoint that reads its body itself; `realcustom.serving.document` adds the schema."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
     content: dict[str, Any] = {"application/json": {"schema": reference}}
     if multipart:
         content["multipart/form-data"] = {

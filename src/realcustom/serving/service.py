@@ -74,6 +74,7 @@ class Service:
         """The request that these fields ask for, with opened pictures and the model's defaults; errors as `submit`."""
         if not isinstance(fields, Mapping):
             raise ValueError("A request must be a record of fields.")
+        fields = _without_nulls(fields)
         describe = fields.get("describe_characters", False)
         if not isinstance(describe, bool):
             raise ValueError(f"describe_characters must be true or false, not {describe!r}.")
@@ -201,3 +202,17 @@ class Service:
         if found is None:
             raise ValueError(f'The reference of "{word}" is not on this server: give it again.')
         return found
+
+
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a request and of its subjects without those that are null: null is the default everywhere."""
+
+    def given(record: Any) -> Any:
+        if not isinstance(record, Mapping):
+            return record
+        return {name: value for name, value in record.items() if value is not None}
+
+    record = given(fields)
+    if isinstance(record.get("subjects"), Mapping):
+        record["subjects"] = {word: given(subject) for word, subject in record["subjects"].items()}
+    return record

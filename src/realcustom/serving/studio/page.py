@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from realcustom.serving.gate import example_folders
+from realcustom.serving.examples import example_folders
 from realcustom.serving.service import Service
 from realcustom.serving.studio.events import connect
 from realcustom.serving.studio.form import Form, settings_fields, subject_row
