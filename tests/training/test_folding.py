@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from realcustom.training.autoencoder import AutoencoderLoss, center, draw_view, viewed
+from realcustom.training.autoencoder import AutoencoderLoss, center
 from realcustom.training.folding import MARGIN, decode_folded, decode_mostly_folded, decode_whole, widen_latents
 
 
@@ -102,14 +101,3 @@ def test_the_squared_error_counts_where_the_decoder_draws():
     for weight, expected in ((0, 0.5), (2, 1.0)):
         loss = AutoencoderLoss(noise=0, moments=0, squared=weight, decode=decode)
         assert float(loss({"vae": Copy()}, batch, generator())[0]) == pytest.approx(expected)
-
-
-def test_views_are_drawn_and_seen_alike_by_pictures_and_latents():
-    random = generator()
-    views = [draw_view(0.5, random) for _ in range(300)]
-    assert 0.4 < views.count((1.0, False)) / 300 < 0.7
-    assert {scale for scale, _ in views} == {0.5, 0.75, 1.0}
-    maps = torch.randn(1, 2, 8, 8, generator=random)
-    assert torch.equal(viewed(maps, 1.0, mirrored=True), maps.flip(-1))
-    expected = F.interpolate(maps.flip(-1), size=(4, 4), mode="bilinear", antialias=True)
-    torch.testing.assert_close(viewed(maps, 0.5, mirrored=True), expected)
