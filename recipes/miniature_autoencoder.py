@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoModel
+from diffusers import AutoencoderTiny
+from torch import Tensor
 
 from realcustom.data.world import WorldSettings
-from realcustom.miniature.builders import build_vae
-from realcustom.training.autoencoder import AutoencoderLoss, export_autoencoder, reconstructions
+from realcustom.miniature.builders import LATENT_CHANNELS, build_vae
+from realcustom.training.autoencoder import AutoencoderLoss, export_autoencoder, reconstructions, to_signed
 from realcustom.training.config import (
     Batch,
     CheckpointSettings,
@@ -22,6 +23,7 @@ from realcustom.training.config import (
     hold_and_decay,
 )
 from realcustom.training.feeding import feed_batches
+from realcustom.training.folding import decode_mostly_folded, decode_whole, widen_latents
 from realcustom.training.precision import quick_precision
 from realcustom.training.resident import draw_growing, mirrored_half
 from realcustom.training.stickers import StickerPictures
@@ -34,11 +36,13 @@ def recipe(
     subjects: Path = SUBJECTS,
     pictures: str = "",
     start: str = "",
+    latent_channels: int = 0,
     steps: int = 10_000,
     minutes: float = 0.0,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
     noise: float = 0.1,
+    squared: float = 0.0,
     equivariance: float = 0.25,
     workers: int = 1,
     compile: bool = False,
@@ -47,17 +51,23 @@ def recipe(
     """160,000 pictures; the learning rate falls to zero over the last third.
 
     `pictures` is the folder of a latent cache, whose pictures are used while they are still being drawn; empty draws
-    own ones by `workers` processes. `start` is an exported autoencoder to go on from. `minutes` ends the training after
-    so long if its steps have not; 0 is no limit.
+    own ones by `workers` processes. `start` is an exported autoencoder to go on from; more `latent_channels` than it
+    has widen it, 0 keeps its own, or those of `build_vae`. `noise`, `squared` and `equivariance` are those of
+    `AutoencoderLoss`. `minutes` ends the training after so long if its steps have not; 0 is no limit.
     """
     return TrainConfig(
         name="miniature-autoencoder",
         out=out,
         build=partial(
             build,
-            AutoencoderLoss(noise=noise, equivariance=equivariance),
+            AutoencoderLoss(
+                noise=noise,
+                squared=squared,
+                equivariance=equivariance,
+                decode=decode_whole if compile else decode_mostly_folded,  # what is folded is not compiled
+            ),
             Pictures(subjects, pictures, workers, seed),
-            start,
+            partial(start_network, start, latent_channels),
             compile,
         ),
         steps=steps,
@@ -94,15 +104,16 @@ class Pictures:
         return partial(feed_batches, source=source, workers=self.workers)
 
 
-def build(loss: AutoencoderLoss, pictures: Pictures, start: str, compile: bool) -> Parts:
+def build(
+    loss: AutoencoderLoss, pictures: Pictures, network: Callable[[Tensor], AutoencoderTiny], compile: bool
+) -> Parts:
     """Channels-last weights are twice as fast on a CPU here. What is compiled are the halves that the loss calls."""
-    vae = AutoModel.from_pretrained(start) if start else build_vae()
-    vae = vae.to(memory_format=torch.channels_last)
+    unseen = WorldSettings(seed=pictures.seed + 1, split="held-out")
+    shown = StickerPictures(pictures.subjects, unseen).batch(range(8))["pixels"]
+    vae = network(shown).to(memory_format=torch.channels_last)
     if compile:
         for half in (vae.encoder, vae.decoder):
             half.compile(dynamic=False)
-    unseen = WorldSettings(seed=pictures.seed + 1, split="held-out")
-    shown = StickerPictures(pictures.subjects, unseen).batch(range(8))["pixels"]
     return Parts(
         trained={"vae": vae},
         loss=loss,
@@ -110,3 +121,13 @@ def build(loss: AutoencoderLoss, pictures: Pictures, start: str, compile: bool) 
         sample=lambda modules, step: reconstructions(modules, shown),
         export=export_autoencoder,
     )
+
+
+def start_network(start: str, latent_channels: int, pictures: Tensor) -> AutoencoderTiny:
+    """From random weights, or an earlier export, widened where it is narrower; pictures uint8 (B, 3, H, W)."""
+    if not start:
+        return build_vae(latent_channels or LATENT_CHANNELS)
+    vae = AutoencoderTiny.from_pretrained(start)
+    if latent_channels in (0, vae.config.latent_channels):
+        return vae
+    return widen_latents(vae, latent_channels, to_signed(pictures))

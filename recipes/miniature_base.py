@@ -90,12 +90,12 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
     with PartialState().main_process_first():
         cache_latents(StickerPairs(subjects, BASE), vae, cache, settings)
         tokenizer = kept_tokenizer(Path(start or cache) / "tokenizer")
-    scheduler = build_scheduler()
+    scheduler, autoencoder = build_scheduler(), AutoencoderTiny.from_pretrained(vae)
     if start:
         unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet")
         text_encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder")
     else:
-        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+        unet, text_encoder = build_unet(autoencoder.config.latent_channels), build_text_encoder(tokenizer)
     if not torch.accelerator.is_available():
         unet.set_attn_processor(
             AttnProcessor()
@@ -104,7 +104,7 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
     prompts, empty = (torch.from_numpy(tokenize(tokenizer, texts)).long() for texts in (list(PROMPTS), [""]))
     return Parts(
         trained={"unet": unet, "text_encoder": text_encoder},
-        frozen={"vae": AutoencoderTiny.from_pretrained(vae)},
+        frozen={"vae": autoencoder},
         # As for the adapter: Min-SNR weights would leave nearly none on high noise, where word and place are decided.
         # Scenes are learned long before subjects are.
         loss=BaseLoss(

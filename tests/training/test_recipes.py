@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import picture
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 
 from realcustom import Engine, Request
 from realcustom.data.records import Record
 from realcustom.data.shards import write_shards
-from realcustom.data.vocabulary import DEFAULT_WORDS, caption_corpus
+from realcustom.data.vocabulary import caption_corpus
 from realcustom.data.world import StickerWorld, WorldSettings
 from realcustom.encoders.image import ReferenceEncoder
 from realcustom.miniature.tokenizer import train_tokenizer
@@ -145,18 +145,6 @@ def test_presence_is_a_factor_of_the_visual_values():
             layer.weight.mul_(2)
     torch.testing.assert_close(value(0.5), whole)
     parts.close()
-
-
-@pytest.fixture(scope="module")
-def cutouts(tmp_path_factory):
-    """One drawn cut-out for each default word."""
-    root = tmp_path_factory.mktemp("cutouts")
-    for number, word in enumerate(DEFAULT_WORDS):
-        (root / word).mkdir()
-        picture = Image.new("RGBA", (64, 64))
-        ImageDraw.Draw(picture).ellipse((4, 4 + number, 60, 60), fill=(10 * number, 250 - 10 * number, 90, 255))
-        picture.save(root / word / "one.png")
-    return root
 
 
 def test_the_miniature_from_cutouts_to_the_packaged_folder(cutouts, tmp_path, monkeypatch):

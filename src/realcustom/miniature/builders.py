@@ -19,13 +19,13 @@ GUIDANCE = (3.5, None)  # chosen on held-out pictures other than the benchmark's
 SCOPE = 0.35  # of the mask; subjects of the sticker world fill 20 to 50 % of a picture
 
 
-def build_vae() -> AutoencoderTiny:
+def build_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderTiny:
     """128 px to 16 x 16 x 8 and back; no block at full or half resolution, where a CPU spends its time.
 
     `scaling_factor` 1.0 holds because training keeps the latents at unit variance.
     """
     return AutoencoderTiny(
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         encoder_block_out_channels=(48, 48, 48, 48),
         num_encoder_blocks=(0, 0, 2, 4),
         decoder_block_out_channels=(64, 64, 64, 64),
@@ -51,12 +51,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(latent_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     """9.6 M parameters, text cross-attention at 16 x 16 and 8 x 8; few wide heads, which a CPU computes faster."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=(96, 192),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .config import Batch, Modules
+from .folding import Decode, decode_whole
 from .logs import grid
 
 SCALES = (0.5, 0.75, 1.0)  # few, so that compiled networks see few shapes
@@ -26,16 +27,20 @@ class AutoencoderLoss:
     moments: weight of the squared distance of every latent channel's mean from 0 and standard deviation from 1.
     noise: standard deviation of the noise on the latents in front of the decoder, so that neighbouring latents decode
         to neighbouring pictures, as a diffusion model's imprecise samples need.
+    squared: weight of the squared error at full resolution, which PSNR measures; it pulls at what is most wrong.
     equivariance: share of the batches whose latents are scaled or mirrored before they are decoded, and must give the
         scaled or mirrored pictures (EQ-VAE, Kouzelis et al. 2025): latents that behave like small pictures are easier
         to learn for a diffusion model. 0 for none.
+    decode: how latents become pictures; what it leaves out at the border counts for nothing.
     """
 
     gradient: float = 1.0
     scales: int = 3
     moments: float = 0.1
     noise: float = 0.1
+    squared: float = 0.0
     equivariance: float = 0.0
+    decode: Decode = decode_whole
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = to_signed(batch["pixels"])
@@ -44,9 +49,11 @@ class AutoencoderLoss:
         scale, mirrored = draw_view(self.equivariance, generator)
         pixels, latents = (viewed(maps, scale, mirrored) for maps in (pixels, latents))
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        decoded = modules["vae"].decode(latents + self.noise * noise).sample.float()
+        decoded = self.decode(modules["vae"], latents + self.noise * noise, generator).float()
+        pixels = center(pixels, decoded.shape[-2:])
         distance, edges = picture_distance(decoded, pixels, self.scales)
         loss = distance + self.gradient * edges + self.moments * moments
+        loss = loss + self.squared * F.mse_loss(decoded, pixels)
         return loss, {"l1": F.l1_loss(decoded, pixels), "edges": edges, "moments": moments, "latent_std": deviation}
 
 
@@ -72,6 +79,12 @@ def viewed(maps: Tensor, scale: float, mirrored: bool = False) -> Tensor:
         return maps
     size = [round(side * scale) for side in maps.shape[-2:]]
     return F.interpolate(maps, size=size, mode="bilinear", antialias=True)
+
+
+def center(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle (B, C, *size) of maps (B, C, H, W); H and W differ from `size` by even numbers."""
+    top, left = ((whole - part) // 2 for whole, part in zip(maps.shape[-2:], size, strict=True))
+    return maps[..., top : top + size[0], left : left + size[1]]
 
 
 def to_signed(pixels: Tensor) -> Tensor:
