@@ -140,3 +140,13 @@ def test_seed_minus_one_is_drawn_once_and_kept():
 def test_an_image_in_memory_has_no_json_form(reference_image):
     with pytest.raises(ValueError, match="no JSON form"):
         Request(prompt="a dog", subjects={"dog": reference_image}).to_dict()
+
+
+def test_subjects_of_arrays_are_compared_by_what_they_hold():
+    picture, region = np.zeros((4, 4, 3), np.uint8), np.ones((2, 2))
+    assert Subject((picture,), region=region) == Subject((picture.copy(),), region=region.copy())
+    assert Subject((picture,)) != Subject((picture + 1,))
+    assert Subject((picture,)) != Subject((np.zeros((5, 4, 3), np.uint8),))
+    assert Subject((picture,), region=region) != Subject((picture,))
+    assert Subject(("a.png",), strength=0.5) == Subject("a.png", strength=0.5)
+    assert Subject(("a.png",)) != "a.png"

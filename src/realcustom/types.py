@@ -113,6 +113,15 @@ class Subject:
         if self.weights is not None:
             object.__setattr__(self, "weights", _weights(self.weights, len(images)))
 
+    def __eq__(self, other: object) -> bool:
+        """Equal field by field, also where pictures or a region are arrays, whose own equality is an array."""
+        if not isinstance(other, Subject):
+            return NotImplemented
+        if len(self.images) != len(other.images):
+            return False
+        pairs = [*zip(self.images, other.images, strict=True), (self.region, other.region)]
+        return (self.strength, self.weights) == (other.strength, other.weights) and all(_same(*pair) for pair in pairs)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form; images and a mask region must be paths or ids (ValueError for an image in memory)."""
         region = self.region
@@ -261,6 +270,15 @@ def _subjects(value: Any) -> dict[str, Subject]:
             raise ValueError("The word of a subject is empty.")
         subjects[word] = Subject.from_any(subject)
     return subjects
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if getattr(one, "shape", None) != getattr(other, "shape", None):
+        return False
+    equal = one == other
+    return bool(equal.all() if hasattr(equal, "all") else equal)
 
 
 def _box(value: Any) -> Box:
