@@ -6,10 +6,11 @@ from pathlib import Path
 
 from realcustom.data.world import WorldSettings
 from realcustom.miniature.builders import build_adapter
+from realcustom.training.adapter import export_adapter
 from realcustom.training.appearance import Appearances, appearance_heads, appearance_loss
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
 from realcustom.training.feeding import feed_batches
-from realcustom.training.miniature import export_with_encoder, load_base, start_networks
+from realcustom.training.miniature import load_base, start_networks
 from realcustom.training.precision import quick_precision
 
 SUBJECTS = Path(os.environ.get("REALCUSTOM_SUBJECTS", "subjects"))
@@ -69,5 +70,5 @@ def build(base: Path, subjects: Path, start: str, workers: int) -> Parts:
         trained={"adapter": adapter, "reference_encoder": encoder, "heads": appearance_heads(adapter)},
         loss=appearance_loss,
         data=partial(feed_batches, source=Appearances(subjects, WORLD), workers=workers),
-        export=export_with_encoder,
+        export=export_adapter,
     )

@@ -17,7 +17,9 @@ def features(count=2, tokens=9, dim=24, seed=0):
 
 def build(kind, **more):
     torch.manual_seed(1)
-    sizes = {"vision_dim": 24, "out_dim": 10} if kind == "plain" else SIZES
+    plain = {"vision_dim": 24, "out_dim": 10}
+    resampler = {**plain, "hidden_dim": 16, "heads": 2, "depth": 1, "tokens": 4, "dim_head": 8}
+    sizes = {"plain": plain, "image-embed": plain, "resampler": resampler}.get(kind, SIZES)
     return build_projector({"kind": kind, **sizes, **more})
 
 
@@ -30,7 +32,8 @@ def test_shapes(kind, tokens):
 
 @pytest.mark.parametrize("kind", PROJECTORS)
 def test_references_do_not_mix(kind):
-    projector, both = build(kind), features()
+    # One embedding stands for the whole picture there.
+    projector, both = build(kind), features(tokens=1 if kind == "image-embed" else 9)
     alone = torch.cat([projector(both.select([index])) for index in range(2)])
     assert torch.allclose(projector(both), alone, atol=1e-5)
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import picture
 from PIL import EpsImagePlugin, IcnsImagePlugin, IcoImagePlugin, Image
 
-from realcustom import images
+from realcustom.pictures import opening
 from realcustom.pictures.opening import DecodingRoom, open_image, picture_size
 
 from .conftest import png
@@ -66,8 +66,8 @@ def test_heic_is_said_to_be_no_picture_where_it_cannot_be_read():
 
 
 def test_no_more_is_decoded_at_once_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(images, "DECODING", DecodingRoom(2 * 64 * 64))
-    now, most, lock, decode = [0], [0], threading.Lock(), images._decoded
+    monkeypatch.setattr(opening, "DECODING", DecodingRoom(2 * 64 * 64))
+    now, most, lock, decode = [0], [0], threading.Lock(), opening._decoded
 
     def watched(image, name):
         with lock:
@@ -80,7 +80,7 @@ def test_no_more_is_decoded_at_once_than_there_is_room_for(monkeypatch):
             with lock:
                 now[0] -= 1
 
-    monkeypatch.setattr(images, "_decoded", watched)
+    monkeypatch.setattr(opening, "_decoded", watched)
     threads = [threading.Thread(target=open_image, args=(saved("PNG"),)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -115,10 +115,10 @@ def test_an_upload_holds_its_room_until_it_is_kept(service, monkeypatch):
     encode = store.png_bytes
 
     def watched(*arguments):
-        held.append(images.DECODING._free < images.DECODING.pixels)
+        held.append(opening.DECODING._free < opening.DECODING.pixels)
         return encode(*arguments)
 
     monkeypatch.setattr(store, "png_bytes", watched)
     service.store.add_upload(png(), service.limits)
     assert held == [True]
-    assert images.DECODING._free == images.DECODING.pixels
+    assert opening.DECODING._free == opening.DECODING.pixels

@@ -99,7 +99,8 @@ def test_a_client_generated_from_it_makes_an_image(client, document, tmp_path, m
     assert done.returncode == 0, done.stdout + done.stderr
     # It forgets an import where a body may be of several kinds.
     for module in (tmp_path / "generated" / "api" / "default").glob("*.py"):
-        module.write_text(module.read_text().replace("import Response, UNSET\n", "import Response, UNSET, Unset\n"))
+        source = module.read_text()
+        module.write_text(source.replace("from ...types import", "from ...types import Unset\nfrom ...types import", 1))
     monkeypatch.syspath_prepend(tmp_path)
     generated, models = importlib.import_module("generated"), importlib.import_module("generated.models")
     made_by = generated.Client(base_url="http://127.0.0.1").set_httpx_client(client)
