@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
@@ -15,7 +12,7 @@ from realcustom import Request
 from realcustom.serving.app import create_app
 from realcustom.serving.guard import OPEN
 
-from .conftest import data_url, png, wait
+from .conftest import data_url, png
 
 ASK = {"prompt": "a dog on the beach", "steps": 1}
 
@@ -84,36 +81,3 @@ def test_the_token_is_told_where_there_is_one(service, document):
     assert set(told["components"]["securitySchemes"]) == {"bearer", "cookie"}
     for path, _, operation in operations(told):
         assert ("401" in operation["responses"], "security" in operation) == (path not in OPEN,) * 2
-
-
-@pytest.mark.slow
-def test_a_client_generated_from_it_makes_an_image(client, document, tmp_path, monkeypatch):
-    (tmp_path / "document.json").write_text(json.dumps(document))
-    command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", str(tmp_path / "document.json")]
-    # The generator knows no pictures.
-    overrides = {"image/png": "application/octet-stream", "image/*": "application/octet-stream"}
-    (tmp_path / "config.json").write_text(json.dumps({"content_type_overrides": overrides}))
-    command += ["--meta", "none", "--output-path", str(tmp_path / "generated")]
-    command += ["--config", str(tmp_path / "config.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # It forgets an import where a body may be of several kinds.
-    for module in (tmp_path / "generated" / "api" / "default").glob("*.py"):
-        source = module.read_text()
-        module.write_text(source.replace("from ...types import", "from ...types import Unset\nfrom ...types import", 1))
-    monkeypatch.syspath_prepend(tmp_path)
-    generated, models = importlib.import_module("generated"), importlib.import_module("generated.models")
-    made_by = generated.Client(base_url="http://127.0.0.1").set_httpx_client(client)
-
-    def call(name: str, *arguments, **options):
-        return importlib.import_module(f"generated.api.default.{name}").sync(*arguments, client=made_by, **options)
-
-    subjects = models.GenerationBodySubjectsType0.from_dict({"dog": {"images": data_url(png())}})
-    body = models.GenerationBody(prompt="a dog on the beach", steps=1, subjects=subjects)
-    job = call("create_generation", body=body)
-    assert wait(client, job.id)["state"] == "done"
-    assert call("get_generation", job.id).images == [f"/v1/generations/{job.id}/images/0"]
-    refused = call("create_generation", body=models.GenerationBody(prompt="a dog", steps=0))
-    assert isinstance(refused, models.Problem)
-    assert "steps" in refused.detail
-    assert call("health").status == "ok"
