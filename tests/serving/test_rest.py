@@ -59,6 +59,36 @@ def test_multipart_and_a_result_as_the_next_reference(client):
     assert second["request"]["subjects"]["dog"]["images"] == first["image_ids"]
 
 
+def test_a_region_is_what_was_painted_however_it_arrives(client, service):
+    """White on a transparent ground, uploaded before or sent along, is the opaque mask of the same place."""
+    opaque = Image.new("L", (32, 32))
+    opaque.paste(255, (16, 0, 32, 32))
+    painted = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    painted.paste((255, 255, 255, 255), (16, 0, 32, 32))
+    upload = client.post("/v1/images", content=png(painted)).json()["id"]
+    masks, regions = [], []
+    for region in (data_url(png(opaque)), data_url(png(painted)), upload):
+        subject = {"images": data_url(png()), "region": region}
+        job = wait(client, client.post("/v1/generations", json={**ASK, "subjects": {"dog": subject}}).json()["id"])
+        assert job["state"] == "done"
+        answer = client.get(f"/v1/generations/{job['id']}/images/0/masks/dog")
+        assert answer.headers["content-type"] == "image/png"
+        masks.append(answer.content)
+        regions.append(job["request"]["subjects"]["dog"]["region"])
+    assert masks[0] == masks[1] == masks[2]
+    assert regions[0] == regions[1] == regions[2]
+    black = {"images": data_url(png()), "region": data_url(png(Image.new("L", (32, 32))))}
+    refused = client.post("/v1/generations", json={**ASK, "subjects": {"dog": black}})
+    assert refused.status_code == 422
+    assert "black" in refused.text
+
+
+def test_pictures_say_that_they_are_srgb(client):
+    job = wait(client, client.post("/v1/generations", json={**ASK, "subjects": {"dog": data_url(png())}}).json()["id"])
+    data = client.get(f"/v1/generations/{job['id']}/images/0").content
+    assert b"sRGB" in data[:80]
+
+
 def test_events_tell_every_step_and_the_end(client):
     made = client.post("/v1/generations", json={**ASK, "steps": 12, "subjects": {"dog": data_url(png())}})
     with client.stream("GET", f"/v1/generations/{made.json()['id']}/events") as stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,15 @@ class Service:
     def _open_subject(self, subject: Subject) -> Subject:
         region = subject.region
         return Subject(
-            tuple(self._open_picture(image) for image in subject.images),
+            tuple(self._open(image, self.store.reference) for image in subject.images),
             strength=subject.strength,
-            region=region if region is None or isinstance(region, tuple) else self._open_picture(region),
+            region=region if region is None or isinstance(region, tuple) else self._open(region, self.store.region),
             weights=subject.weights,
         )
 
-    def _open_picture(self, source: Any) -> Reference:
+    def _open(self, source: Any, opener: Callable[[str], Reference]) -> Reference:
         try:
-            return source if isinstance(source, Reference) else self.store.reference(source)
+            return source if isinstance(source, Reference) else opener(source)
         except LookupError as error:
             raise ValueError(f"{str(error).rstrip('.')}: upload it first.") from None
 

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from realcustom.engine.requests import Reference, pixels_sha256
-from realcustom.pictures.opening import DECODING, open_image
-from realcustom.pictures.png import KEY
+from realcustom.engine.requests import Reference, read_mask
+from realcustom.pictures.colour import to_srgb
+from realcustom.pictures.content import pixels_sha256
+from realcustom.pictures.opening import DECODING, open_as_stored, open_image
+from realcustom.pictures.png import png_bytes
 from realcustom.serving.blobs import Blobs
 from realcustom.serving.limits import Limits, NoRoom, TooLarge, check_pixels
 from realcustom.serving.trouble import StorageTrouble, storage_trouble
@@ -164,9 +165,10 @@ class Store:
             return self._database.execute(query, values).fetchall()
 
     def add_upload(self, data: bytes, limits: Limits) -> dict[str, Any]:
-        """Keep an uploaded picture, whatever its format, as plain RGB; {"id", "width", "height"}.
+        """Keep an uploaded picture, whatever its format, as a PNG; {"id", "width", "height"}.
 
-        One that shows the same as a picture in the store is that picture.
+        One that shows the same as a picture in the store is that picture. Transparency is kept, since a region may be
+        painted with it; nothing else is beside plain RGB.
 
         Raises:
             ValueError: it is no usable picture, or larger than allowed.
@@ -177,12 +179,15 @@ class Store:
         pixels = check_pixels(data, limits)
         # All of it in one turn: hashing and encoding take memory as decoding does.
         with DECODING.take(pixels):
-            kept = self._keep_upload(open_image(data))
+            stored, _ = open_as_stored(data)
+            kept = self._keep_upload(to_srgb(stored), transparent(stored))
         if pixels > LARGE:
             give_back_memory()
         return kept
 
-    def _keep_upload(self, image: Image.Image) -> dict[str, Any]:
+    def _keep_upload(self, image: Image.Image, with_alpha: Image.Image | None = None) -> dict[str, Any]:
+        if with_alpha is not None:
+            return self._insert(png_bytes(with_alpha), image)
         known = self.picture_showing(pixels_sha256(image))
         if known is not None:
             # Its time begins anew.
@@ -193,7 +198,10 @@ class Store:
 
     def add_picture(self, image: Image.Image, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep an RGB image as PNG, with its settings if it was made here; {"id", "width", "height"}."""
-        data = png_bytes(image, metadata)
+        return self._insert(png_bytes(image, metadata), image)
+
+    def _insert(self, data: bytes, image: Image.Image) -> dict[str, Any]:
+        """Keep a PNG file that shows an RGB image."""
         name = self.pictures.put(data)
         self.used += len(data)
         with self.transaction() as database:
@@ -207,6 +215,12 @@ class Store:
         """The picture of an id as a reference; it is recorded under its file name, never with a folder."""
         image = open_image(self.pictures.get(name))
         return Reference(image, f"{name}.png", pixels_sha256(image))
+
+    def region(self, name: str) -> Reference:
+        """The picture of an id as the mask of a region, kept as a picture of its own where it is not plain grey."""
+        mask = read_mask(self.pictures.get(name))
+        kept = self._keep_upload(mask)
+        return Reference(mask, f"{kept['id']}.png", pixels_sha256(mask))
 
     def picture_showing(self, pixels: str) -> str | None:
         """The id of a picture with these pixels (`pixels_sha256`), the oldest one; None when there is none."""
@@ -234,11 +248,9 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def png_bytes(image: Image.Image, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """An image as PNG, with its settings where `realcustom.pictures.png` reads them."""
-    info = PngInfo()
-    if metadata is not None:
-        info.add_text(KEY, json.dumps(metadata, allow_nan=False))
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", pnginfo=info)
-    return stream.getvalue()
+def transparent(image: Image.Image) -> Image.Image | None:
+    """A picture as it is stored with its transparency; None where it has none."""
+    if not image.has_transparency_data:
+        return None
+    image = image.convert("RGBA")
+    return None if image.getextrema()[3][0] == 255 else image
