@@ -137,7 +137,7 @@ class Subject:
         if isinstance(value, cls):
             return value
         if isinstance(value, Mapping):
-            _known(value, cls, "a subject")
+            check_fields(value, cls, "a subject")
             if "images" not in value:
                 raise ValueError("A subject needs at least one reference image.")
             return cls(**value)
@@ -215,7 +215,7 @@ class Request:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Request:
         """A request from its JSON form; unknown fields and wrong values are ValueErrors that name them."""
-        _known(record, cls, "a request")
+        check_fields(record, cls, "a request")
         if "prompt" not in record:
             raise ValueError("A request needs a prompt.")
         return cls(**record)
@@ -306,7 +306,8 @@ def _path(value: Any) -> str:
     return fspath(value)
 
 
-def _known(record: Any, cls: type, what: str) -> None:
+def check_fields(record: Any, cls: type, what: str) -> None:
+    """ValueError unless `record` is a mapping that holds only fields of the dataclass `cls`, called `what`."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{what.capitalize()} must be a record of fields.")
     names = {entry.name for entry in fields(cls)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from realcustom.encoders.target_word import Span, find_phrase, find_target, occurrence, target_key, target_spans
-from realcustom.types import Subject, finite, text
+from realcustom.types import Subject, check_fields, finite, text
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
 MENTION = re.compile(r"(?<!\w)@(\w(?:[\w\u0300-\u036f-]*[\w\u0300-\u036f])?)")
@@ -79,12 +79,7 @@ class Character:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Character:
         """A character from its JSON form; unknown or missing fields are ValueErrors that name them."""
-        if not isinstance(record, Mapping):
-            raise ValueError("A character must be a record of fields.")
-        known = {entry.name for entry in fields(cls)}
-        for name in record:
-            if name not in known:
-                raise ValueError(f"'{name}' is no field of a character; it has {', '.join(sorted(known))}.")
+        check_fields(record, cls, "a character")
         for name in ("name", "word", "images"):
             if name not in record:
                 raise ValueError(f"A character needs the field '{name}'.")

@@ -51,6 +51,10 @@ class Branch:
     recorder: MaskRecorder | None = None
 
 
+class GuidancePassDone(Exception):
+    """Raised inside a network when nothing of the pass is needed any more; caught by the backbone's `predict`."""
+
+
 class Backbone(Protocol):
     """What the method needs of a network.
 

@@ -22,8 +22,7 @@ from einops import rearrange
 
 from realcustom.guidance.attention_maps import Size
 from realcustom.guidance.recorder import MaskRecorder
-from realcustom.models.backbone import Branch
-from realcustom.models.unet import GuidancePassDone
+from realcustom.models.backbone import Branch, GuidancePassDone
 from realcustom.models.uno import ReferenceTokens, grid_ids, velocity
 
 TIME_SCALE = 1000  # of the schedulers' timesteps; the transformer takes times in [0, 1]

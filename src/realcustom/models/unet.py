@@ -16,16 +16,12 @@ from einops import rearrange
 
 from realcustom.guidance.attention_maps import Size, WordMaps, resize
 from realcustom.models.attention import LayerKeysValues, LayerReference, attend, reference_attention
-from realcustom.models.backbone import Branch, joined
+from realcustom.models.backbone import Branch, GuidancePassDone, joined
 
 KEPT_TEXTS = (
     4  # combinations of prompts whose keys and values are kept: guidance, generation, with and without negative
 )
 _claiming = threading.Lock()
-
-
-class GuidancePassDone(Exception):
-    """Raised inside the U-Net when nothing of the pass is needed any more; caught by `UNetBackbone.predict`."""
 
 
 def attention_names(unet) -> list[str]:
