@@ -118,7 +118,7 @@ def _stored(source: Any, files: Mapping[str, bytes], service: Service) -> str:
         return service.store.add_upload(data, service.limits)["id"]
     if not ID.fullmatch(source):
         raise ValueError(f'"{source[:80]}" is neither the id of a picture nor the name of a file in this request.')
-    return source
+    return service.store.id_of(source)
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

@@ -161,16 +161,15 @@ def _results(api: APIRouter, service: Service) -> None:
 
 
 def _pictures(api: APIRouter, service: Service) -> None:
-    upload = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
-    upload["multipart/form-data"] = {
-        "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
-    }
+    binary = {"type": "string", "format": "binary"}
+    upload: dict[str, Any] = {"image/*": {"schema": binary}}
+    in_form = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": binary}}}}
 
     @api.post(
         "/images",
         status_code=201,
         response_model=schema.PictureView,
-        openapi_extra={"requestBody": {"required": True, "content": upload}},
+        openapi_extra={"requestBody": {"required": True, "content": {**upload, **in_form}}},
         responses=problems(400, 413, 422),
     )
     async def upload_image(request: Request):
@@ -178,6 +177,18 @@ def _pictures(api: APIRouter, service: Service) -> None:
         data = await read_picture(request)
         with refusing():
             return await run_in_threadpool(service.store.add_upload, data, service.limits)
+
+    @api.post(
+        "/restore",
+        response_model=schema.RestoredView,
+        openapi_extra={"requestBody": {"required": True, "content": {"image/png": upload["image/*"], **in_form}}},
+        responses=problems(400, 413, 422),
+    )
+    async def restore_settings(request: Request):
+        """The request that a PNG of any door was made with, from its text chunk; what this server lacks is named."""
+        data = await read_picture(request)
+        with refusing():
+            return await run_in_threadpool(lambda: service.restore(data).to_dict())
 
     @api.get("/images/{id}", response_class=FileResponse, responses={**PNG, **problems(404)})
     def get_picture(id: Id):

@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS
 
-PICTURE = "id of an uploaded picture, a data: URL, or in multipart the name of a part that holds the file"
+PICTURE = (
+    "id of an uploaded picture or the SHA-256 of what it shows, a data: URL, or in multipart the name of a part that "
+    "holds the file"
+)
 
 
 class SubjectBody(BaseModel):
@@ -101,6 +104,27 @@ class PictureView(BaseModel):
     id: str
     width: int
     height: int
+
+
+class MissingPicture(BaseModel):
+    """A picture of a request that is not on this server."""
+
+    place: list[str | int] = Field(description='Where it stands in the request: ["subjects", "dog", "images", 0].')
+    name: str | None = Field(description="Of the file it was read from.")
+    sha256: str = Field(description="Hash of what it shows, which stands in its place.")
+    size: tuple[int, int] | None = Field(description="Width and height in pixels.")
+    sentence: str
+
+
+class RestoredView(BaseModel):
+    """What a picture was made of."""
+
+    request: dict[str, Any] = Field(
+        description="A GenerationBody: pictures by id, missing ones by the hash of what they show; it is right as it "
+        "is once those are uploaded."
+    )
+    missing: list[MissingPicture]
+    notes: list[str] = Field(description="What else is not as it was: another model, unknown settings.")
 
 
 class FaceView(BaseModel):
