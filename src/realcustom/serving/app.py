@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import lru_cache, partial
 
@@ -19,6 +19,7 @@ from realcustom.serving.document import describe
 from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
 from realcustom.serving.limits import Busy, NoRoom, TooLarge
+from realcustom.serving.origins import check_origins, cors
 from realcustom.serving.rest import router
 from realcustom.serving.service import Service
 from realcustom.serving.trouble import StorageTrouble, storage_trouble
@@ -26,14 +27,19 @@ from realcustom.serving.trouble import StorageTrouble, storage_trouble
 LONGEST = 600  # characters of a sentence; a user's own input may be quoted in it
 
 
-def create_app(service: Service, token: str | None = None, studio: bool = True) -> FastAPI:
+def create_app(service: Service, token: str | None = None, studio: bool = True, origins: Sequence[str] = ()) -> FastAPI:
     """The whole server as an ASGI application; it starts and stops the service with itself.
 
     Args:
         service: what answers.
         token: what every request must bring; None where only this machine can reach the server.
         studio: False leaves the web page out.
+        origins: whose pages may use it from a browser, see `check_origins`.
+
+    Raises:
+        ValueError: an origin is none.
     """
+    origins = check_origins(origins, token is not None)
 
     page = studio_app(service) if studio else None
 
@@ -61,7 +67,9 @@ def create_app(service: Service, token: str | None = None, studio: bool = True) 
     app.include_router(router(service))
     if page is not None:
         app.router.routes.append(Elsewhere("/", studio_gate(page, service)))
-    app.add_middleware(Guard, limits=service.limits, token=token)
+    app.add_middleware(Guard, limits=service.limits, token=token, origins=origins)
+    if origins:
+        app.add_middleware(cors, origins=origins)  # first of all, since a browser asks without the token
     return app
 
 

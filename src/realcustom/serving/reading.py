@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from realcustom.serving.base64_text import decode_base64, is_base64
 from realcustom.serving.blobs import ID
 from realcustom.serving.limits import TooLarge
 from realcustom.serving.service import Service
@@ -104,18 +103,13 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
 
 def _stored(source: Any, files: Mapping[str, bytes], service: Service) -> str:
     if not isinstance(source, str):
-        raise ValueError("A picture must be given by its id, as a data: URL or as the name of a file in the request.")
+        raise ValueError(
+            "A picture must be given by its id, as base64 or a data: URL, or as the name of a file in the request."
+        )
     if source in files:
         return service.store.add_upload(files[source], service.limits)["id"]
-    if source.startswith("data:"):
-        head, comma, text = source.partition(",")
-        try:
-            data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            data = None
-        if not comma or not head.endswith(";base64") or data is None:
-            raise ValueError("A data: URL of a picture must be base64: data:image/png;base64,...")
-        return service.store.add_upload(data, service.limits)["id"]
+    if source[:5].lower() == "data:" or (not ID.fullmatch(source) and is_base64(source)):
+        return service.store.add_upload(decode_base64(source), service.limits)["id"]
     if not ID.fullmatch(source):
         raise ValueError(f'"{source[:80]}" is neither the id of a picture nor the name of a file in this request.')
     return service.store.id_of(source)

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS
+from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED
 
 PICTURE = (
-    "id of an uploaded picture or the SHA-256 of what it shows, a data: URL, or in multipart the name of a part that "
-    "holds the file"
+    "id of an uploaded picture or the SHA-256 of what it shows, a data: URL or plain base64, or in multipart the name "
+    "of a part that holds the file"
 )
 
 
@@ -49,7 +49,12 @@ class GenerationBody(BaseModel):
     height: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     width: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i; 0 by default.")
+    seed: int | None = Field(
+        None,
+        ge=RANDOM_SEED,
+        le=MAX_SEED,
+        description="Image i is drawn from seed + i; 0 by default; -1 draws a seed, which the answer tells.",
+    )
     num_images: int | None = Field(None, ge=1, description="1 by default.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
     image_guidance_scale: float | None = Field(None, ge=0, le=100)
