@@ -6,13 +6,13 @@ import asyncio
 import hmac
 import html
 import ipaddress
-import json
 import logging
 from collections.abc import Collection
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from realcustom.serving.limits import Limits, TooLarge
+from realcustom.serving.problems import problem_body
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ async def _answer(scope, receive, send, status: int, text: str, headers: list[tu
     body = PAGE.replace("SENTENCE", html.escape(text)).encode()
     if not any(name == "content-type" for name, _ in headers):
         headers.append(("content-type", "application/json"))
-        body = json.dumps({"detail": text}).encode()
+        body = problem_body(scope["path"], status, text)
     headers.append(("content-length", str(len(body))))
     await send(
         {"type": "http.response.start", "status": status, "headers": [(k.encode(), v.encode()) for k, v in headers]}

@@ -18,6 +18,7 @@ from realcustom.serving.blobs import NotHere
 from realcustom.serving.events import event_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.metrics import CONTENT_TYPE
+from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import read_picture, read_record, refusing
 from realcustom.serving.records import STATES, UNFINISHED, Job
 from realcustom.serving.schema import body, problems
@@ -260,8 +261,16 @@ def _characters(api: APIRouter, service: Service) -> None:
 def _about(api: APIRouter, service: Service) -> None:
     @api.get("/models", response_model=schema.ModelList)
     def list_models():
-        """The model that is served, with its size and defaults."""
-        return {"models": [{"name": service.name, **service.engine.describe()}]}
+        """The model that is served, with its size and defaults; `object` and `data` are OpenAI's."""
+        models = [{"name": service.name, **service.engine.describe()}]
+        return {"object": "list", "data": [_openai_model(service)], "models": models}
+
+    @api.get("/models/{id:path}", response_model=schema.OpenAIModel, responses=problems(404))
+    def get_model(id: Annotated[str, Path(max_length=2000)]):
+        """One model as OpenAI tells of it."""
+        if id != service.name:
+            raise Refusal(f"There is no model {id[:80]!r}.", "model", "model_not_found", 404)
+        return _openai_model(service)
 
     # Both only look at what is known, so that they answer whatever else is blocked.
     @api.get("/health", response_model=schema.Health)
@@ -280,6 +289,10 @@ def _about(api: APIRouter, service: Service) -> None:
     def metrics():
         """Counters for Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _openai_model(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": int(service.started), "owned_by": "realcustom"}
 
 
 def _health(service: Service) -> dict[str, Any]:

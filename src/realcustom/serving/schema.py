@@ -3,7 +3,7 @@ so that this door refuses with the same sentences as all others."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -166,10 +166,71 @@ class ModelView(BaseModel):
     name: str
 
 
+class OpenAIModel(BaseModel):
+    """A model as OpenAI's interface tells of it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
 class ModelList(BaseModel):
     """The models of this server."""
 
+    object: Literal["list"]
+    data: list[OpenAIModel]
     models: list[ModelView]
+
+
+class ImageBody(BaseModel):
+    """OpenAI's parameters; every field of a GenerationBody may stand beside them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS, examples=["a dog on the beach"])
+    model: str | None = None
+    n: int | None = Field(None, ge=1, description="How many images; 1 by default.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT, or auto: the model's own.", examples=["64x64"])
+    quality: Literal["auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"] | None = Field(
+        None, description="low and medium are the presets turbo and fast; any other is exact."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json by default.")
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    seed: int | None = Field(None, ge=RANDOM_SEED, le=MAX_SEED, description="Drawn at random by default.")
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+
+
+class EditBody(ImageBody):
+    """OpenAI's parameters of an edit."""
+
+    image: str | list[str] = Field(description=f"1 to 16 references: {PICTURE}.")
+    words: list[str] | None = Field(
+        None, description="The word of the prompt that each image shows; absent where the prompt names one thing alone."
+    )
+    mask: str | None = Field(None, description="Picture, transparent where the subject of the first image may stand.")
+
+
+class ImageView(BaseModel):
+    """One image: its PNG file, or its address, which needs the token, too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = Field(None, description="As it was run, where characters were mentioned.")
+
+
+class ImagesView(BaseModel):
+    """What OpenAI's interface answers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(description="Of the generation.")
+    created: int
+    data: list[ImageView]
+    output_format: str
+    size: str
 
 
 class Health(BaseModel):
@@ -181,10 +242,20 @@ class Health(BaseModel):
     queued: int
 
 
+class OpenAIError(BaseModel):
+    """The same sentence as clients of OpenAI's interface read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
 class Problem(BaseModel):
     """What is wrong, in one sentence."""
 
     detail: str
+    error: OpenAIError | None = Field(None, description="On the paths of OpenAI's interface.")
 
 
 def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
@@ -203,6 +274,17 @@ def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def edit_body() -> dict[str, Any]:
+    """`requestBody` of an edit: multipart, as OpenAI's clients send it, or JSON."""
+    binary = {"type": "string", "format": "binary"}
+    parts = {"prompt": {"type": "string"}, "mask": binary, "words[]": {"type": "array", "items": {"type": "string"}}}
+    parts["image[]"] = {"type": "array", "items": binary}
+    form = {"type": "object", "properties": parts, "required": ["prompt"], "additionalProperties": {"type": "string"}}
+    reference = {"$ref": f"#/components/schemas/{EditBody.__name__}"}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": reference}}
+    return {"required": True, "content": content}
+
+
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of an endpoint for these status codes."""
     texts = {
@@ -213,5 +295,6 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         413: "Too many bytes or pixels.",
         422: "Something in the request is wrong; the sentence says what.",
         429: "The queue is full; Retry-After says when to try again.",
+        500: "It could not be made.",
     }
     return {code: {"model": Problem, "description": texts[code]} for code in codes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Service:
 
     Attributes:
         engine: a `realcustom.engine.engine.Engine`, or what behaves like it.
+        name: of its model. started: seconds since 1970.
         store, jobs, cast: what is kept.
         runner: the queue.
         limits, metrics: of this server.
@@ -35,6 +37,7 @@ class Service:
     def __init__(self, engine, folder: str | Path, limits: Limits | None = None, name: str = "model"):
         self.engine = engine
         self.name = name
+        self.started = time.time()
         self.limits = limits or Limits()
         self.metrics = Metrics(self.gauges)
         self.store = Store(folder)
