@@ -11,6 +11,16 @@ from conftest import picture
 pytest.importorskip("fastapi", reason="the serving packages are installed by make install")
 
 
+@pytest.fixture(autouse=True)
+def promises_are_kept(monkeypatch):
+    """Whatever client of /v1 a test makes, each answer is held against the document."""
+    from fastapi.testclient import TestClient
+
+    from .promises import watched
+
+    monkeypatch.setattr(TestClient, "send", watched(TestClient.send))
+
+
 def png(image=None, **options) -> bytes:
     stream = io.BytesIO()
     (image or picture(0)).save(stream, format="PNG", **options)

@@ -6,6 +6,7 @@ import base64
 import io
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from realcustom import Request, Subject
 from realcustom.pictures.png import metadata_of
 
 from .conftest import data_url, png, until
+from .promises import hold, operations
 from .servers import Server
 
 openai = pytest.importorskip("openai")
+httpx2 = pytest.importorskip("httpx2")
 
 TOKEN = "secret-token"
 ASK = {"prompt": "a dog on the beach", "size": "64x64", "extra_body": {"seed": 3, "num_inference_steps": 2}}
@@ -34,7 +37,19 @@ def server(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0, timeout=120) as client:
+    """The client as it is, whose answers are held against the server's document."""
+    found = operations(fetch(f"{server.url}/v1/openapi.json").decode())
+
+    def held(response) -> None:
+        # Without the body of the request, which a multipart one was asked for only once.
+        asked = httpx2.Request(response.request.method, response.request.url)
+        plain = httpx2.Response(response.status_code, headers=response.headers, content=response.read(), request=asked)
+        plain.elapsed = timedelta()
+        hold(found, asked.method, asked.url.path, plain)
+
+    web = openai.DefaultHttpxClient(event_hooks={"response": [held]})
+    key = {"base_url": f"{server.url}/v1", "api_key": TOKEN}
+    with openai.OpenAI(**key, http_client=web, max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -182,6 +197,13 @@ def test_what_is_wrong_with_an_edit_is_said(client, images, change, sentence):
     with pytest.raises(openai.BadRequestError) as error:
         client.images.edit(image=files(*images), prompt="a dog", **change)
     assert sentence in error.value.body["message"]
+
+
+@pytest.mark.parametrize("path", ["/images/generations", "/images/edits"])
+@pytest.mark.parametrize("content", [b'"text"', b"{", b"[1]"])
+def test_a_body_that_is_no_record_is_refused(client, path, content):
+    with pytest.raises(openai.BadRequestError, match=r"record of fields|valid JSON"):
+        client.post(path, content=content, cast_to=object, options={"headers": {"content-type": "application/json"}})
 
 
 def test_a_file_that_is_no_picture_is_refused(client):

@@ -99,7 +99,8 @@ class Guard:
         if scope.get("method") == "GET" and scope["path"] == "/" and asked and self._right(asked[0]):
             return 303, "", [("location", "/"), ("set-cookie", _cookie(self.token, _encrypted(scope, headers)))]
         sentence = WRONG if given or asked else "This server needs its token."
-        if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
+        page = scope.get("method") == "GET" and not scope["path"].startswith("/v1/")
+        if page and "text/html" in headers.get("accept", ""):
             return 401, sentence, [("content-type", "text/html; charset=utf-8")]
         return 401, sentence, [("www-authenticate", "Bearer")]
 

@@ -38,7 +38,7 @@ def openai_router(service: Service) -> APIRouter:
     )
     async def create_image(request: Request):
         """OpenAI's images.generate: images of a prompt. Every field of a GenerationBody may stand beside its own."""
-        record = await read_json(request)
+        record = await _json(request)
         with refusing():
             asked = read_fields(record)
             wanted = await run_in_threadpool(store_pictures, asked.fields, {}, service)
@@ -71,12 +71,19 @@ def refusing() -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        return await read_json(request)
+    except HTTPException as error:
+        raise Refusal(str(error.detail)) from error
+
+
 async def _parameters(request: Request) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The parameters of a JSON or multipart body, and apart from them image, mask and words, in lists."""
     record: dict[str, Any] = {}
     lists: dict[str, list[Any]] = {"image": [], "mask": [], "words": []}
     if not is_form(request):
-        record = await read_json(request)
+        record = await _json(request)
         for name, values in lists.items():
             given = record.pop(name, record.pop(f"{name}[]", None))
             values += given if isinstance(given, list) else [] if given is None else [given]
