@@ -103,7 +103,7 @@ BAD_FIELDS = [
     ({"subjects": {"dog": "../../etc/passwd"}}, "neither the id of a picture nor the name of a file"),
     ({"subjects": {"dog": "/etc/passwd"}}, "neither the id of a picture nor the name of a file"),
     ({"subjects": {"dog": "0" * 64}}, "upload it first"),
-    ({"subjects": {"dog": "data:image/png;base64,%%%"}}, "must be base64"),
+    ({"subjects": {"dog": "data:image/png;base64,%%%"}}, "damaged or cut off"),
     ({"subjects": dict.fromkeys("abcde", DOG["dog"])}, "5 subjects were given; 4 is the most."),
     ({"subjects": {"dog": [DOG["dog"]] * 17}}, "at most 16 reference images"),
     ({"subjects": [1]}, "subjects must be given as word -> image"),

@@ -39,6 +39,10 @@ def serve(
         float | None, typer.Option(min=0.001, help="GiB of --data; above it new requests are refused.")
     ] = None,
     max_connections: Annotated[int, typer.Option(min=16, help="Connections at one time.")] = 512,
+    cors: Annotated[
+        list[str],
+        typer.Option(metavar="ORIGIN", help="Site whose pages may use this server: https://example.org; repeatable."),
+    ] = [],  # noqa: B006
     engine: Annotated[Place, typer.Option(help="This process, or replicas on a Ray cluster.")] = Place.local,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Ray: engines, or the fewest; default one a GPU or two CPUs.")
@@ -74,15 +78,17 @@ def serve(
     try:
         from realcustom.serving.app import create_app
         from realcustom.serving.connections import listen
+        from realcustom.serving.origins import check_origins
     except ImportError as error:
         raise ValueError(f"Serving needs more packages ({error.name}): install with the extra [serve].") from error
     from realcustom.serving.service import Service
 
+    check_origins(cors, token is not None)
     if engine is Place.local:
         loaded = load_engine(loading, batch_size)
     else:
         loaded = _on_ray(loading, batch_size, ray_address, replicas, max_replicas)
-    app = create_app(Service(loaded, data, limits, name=loading.model), token)
+    app = create_app(Service(loaded, data, limits, name=loading.model), token, origins=cors)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
     listen(app, listener, limits.connections)

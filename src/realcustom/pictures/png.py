@@ -137,8 +137,8 @@ def metadata_of(data: bytes, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} carries no settings of realcustom: it was not made by it, or a program removed them.")
     try:
         record = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"The settings in {name} are damaged.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} carries damaged settings.") from error
     if not isinstance(record, dict) or "request" not in record or "model" not in record:
-        raise ValueError(f"The settings in {name} are damaged.")
+        raise ValueError(f"{name} carries damaged settings.")
     return record

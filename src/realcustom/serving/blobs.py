@@ -41,9 +41,13 @@ class Blobs:
         except OSError:
             return False
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of an id."""
+        return isinstance(name, str) and ID.fullmatch(name) is not None and self._path(name).is_file()
+
     def path(self, name: str) -> Path:
         """The file of an id; `NotHere` for anything else, so that no name ever leads out of the folder."""
-        if not isinstance(name, str) or not ID.fullmatch(name) or not self._path(name).is_file():
+        if not self.has(name):
             raise NotHere(f'There is no {self.what} "{str(name)[:80]}".')
         return self._path(name)
 

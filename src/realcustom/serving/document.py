@@ -13,7 +13,15 @@ from realcustom.serving import schema
 from realcustom.serving.guard import COOKIE, OPEN
 
 REFERENCE = "#/components/schemas/{model}"
-BODIES = (schema.GenerationBody, schema.CharacterBody, schema.ProgressEvent, schema.JobView, schema.Problem)
+BODIES = (
+    schema.GenerationBody,
+    schema.ImageBody,
+    schema.EditBody,
+    schema.CharacterBody,
+    schema.ProgressEvent,
+    schema.JobView,
+    schema.Problem,
+)
 # What FastAPI would answer to a wrong parameter; here every refusal is a `Problem`.
 FOREIGN = ("HTTPValidationError", "ValidationError")
 ALWAYS = {

@@ -6,12 +6,13 @@ import asyncio
 import hmac
 import html
 import ipaddress
-import json
 import logging
+from collections.abc import Collection
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from realcustom.serving.limits import Limits, TooLarge
+from realcustom.serving.problems import problem_body
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,12 @@ class Guard:
     With a token, every path but `OPEN` needs it as `Authorization: Bearer TOKEN`; a browser gets it into a cookie by
     opening /?token=TOKEN. Without one the server is bound to this machine, and only pages of its own may use it: a
     foreign web page can make a browser send requests here, but not under the name 127.0.0.1 and from this origin.
+
+    origins: of other sites' pages that may use it, too; with a token they bring it as a header, never as a cookie.
     """
 
-    def __init__(self, app, limits: Limits, token: str | None = None):
-        self.app, self.limits, self.token = app, limits, token
+    def __init__(self, app, limits: Limits, token: str | None = None, origins: Collection[str] = ()):
+        self.app, self.limits, self.token, self.origins = app, limits, token, origins
         self._failures: dict[str, int] = {}  # wrong tokens by address
 
     async def __call__(self, scope, receive, send) -> None:
@@ -82,7 +85,7 @@ class Guard:
         if self.token is None:
             if not is_loopback(_host_name(headers.get("host", ""))):
                 return 403, "This server answers only under the name of this machine: http://127.0.0.1."
-            if _foreign(headers):
+            if headers.get("origin") not in self.origins and _foreign(headers):
                 return 403, "This request comes from a page of another site."
             return None
         if scope["path"] in OPEN:
@@ -208,7 +211,7 @@ async def _answer(scope, receive, send, status: int, text: str, headers: list[tu
     body = PAGE.replace("SENTENCE", html.escape(text)).encode()
     if not any(name == "content-type" for name, _ in headers):
         headers.append(("content-type", "application/json"))
-        body = json.dumps({"detail": text}).encode()
+        body = problem_body(scope["path"], status, text)
     headers.append(("content-length", str(len(body))))
     await send(
         {"type": "http.response.start", "status": status, "headers": [(k.encode(), v.encode()) for k, v in headers]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from realcustom.serving.base64_text import decode_base64, is_base64
 from realcustom.serving.blobs import ID
 from realcustom.serving.limits import TooLarge
 from realcustom.serving.service import Service
 
-FILES = 32  # parts of a multipart body
+FILES = 32  # of a multipart body
+FIELDS = 64  # other parts of it
 
 
 @contextmanager
@@ -32,6 +32,27 @@ def refusing() -> Iterator[None]:
         raise HTTPException(422, str(error)) from error
 
 
+def is_form(request: Request) -> bool:
+    """Whether a body is multipart."""
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
+
+
+async def read_form(request: Request, files: int = FILES) -> list[tuple[str, str | bytes]]:
+    """The parts of a multipart body in their order, files as bytes; HTTPException 400 where it cannot be read."""
+    try:
+        async with request.form(max_files=files, max_fields=FIELDS) as form:
+            return [
+                (name, await part.read() if isinstance(part, UploadFile) else part) for name, part in form.multi_items()
+            ]
+    except (MultiPartException, HTTPException, KeyError, UnicodeDecodeError) as error:
+        raise HTTPException(400, "The multipart body cannot be read.") from error
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The record of fields in a JSON body; HTTPException 400 or 422 where there is none."""
+    return await run_in_threadpool(_json, await request.body())
+
+
 async def read_record(request: Request, service: Service) -> dict[str, Any]:
     """The JSON of a body, or of the part "request" of a multipart one; its pictures are replaced by their ids.
 
@@ -39,35 +60,26 @@ async def read_record(request: Request, service: Service) -> dict[str, Any]:
         HTTPException: 400 where it cannot be read, 422 where a picture is none.
         TooLarge: too many bytes or pixels.
     """
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        try:
-            async with request.form(max_files=FILES, max_fields=FILES) as form:
-                text = form.get("request")
-                if isinstance(text, UploadFile):
-                    text = await text.read()
-                files = {name: await part.read() for name, part in form.items() if isinstance(part, UploadFile)}
-        except (MultiPartException, HTTPException, KeyError, UnicodeDecodeError) as error:
-            raise HTTPException(400, "The multipart body cannot be read.") from error
-        if text is None:
+    files: dict[str, bytes] = {}
+    if is_form(request):
+        form = dict(await read_form(request))
+        if "request" not in form:
             raise HTTPException(400, 'The multipart body needs a part named "request" with the settings as JSON.')
+        record = await run_in_threadpool(_json, form["request"])
+        files = {name: part for name, part in form.items() if isinstance(part, bytes)}
     else:
-        text, files = await request.body(), {}
-    record = await run_in_threadpool(_json, text)
+        record = await read_json(request)
     with refusing():
         return await run_in_threadpool(store_pictures, record, files, service)
 
 
 async def read_picture(request: Request) -> bytes:
     """The bytes of an uploaded picture: the body itself, or the first file of a multipart one; 400 without one."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not is_form(request):
         return await request.body()
-    try:
-        async with request.form(max_files=1, max_fields=FILES) as form:
-            for part in form.values():
-                if isinstance(part, UploadFile):
-                    return await part.read()
-    except (MultiPartException, HTTPException, KeyError, UnicodeDecodeError) as error:
-        raise HTTPException(400, "The multipart body cannot be read.") from error
+    for _, part in await read_form(request, files=1):
+        if isinstance(part, bytes):
+            return part
     raise HTTPException(400, "The multipart body holds no file.")
 
 
@@ -104,21 +116,16 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
 
 def _stored(source: Any, files: Mapping[str, bytes], service: Service) -> str:
     if not isinstance(source, str):
-        raise ValueError("A picture must be given by its id, as a data: URL or as the name of a file in the request.")
+        raise ValueError(
+            "A picture must be given by its id, as base64 or a data: URL, or as the name of a file in the request."
+        )
     if source in files:
         return service.store.add_upload(files[source], service.limits)["id"]
-    if source.startswith("data:"):
-        head, comma, text = source.partition(",")
-        try:
-            data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            data = None
-        if not comma or not head.endswith(";base64") or data is None:
-            raise ValueError("A data: URL of a picture must be base64: data:image/png;base64,...")
-        return service.store.add_upload(data, service.limits)["id"]
+    if source[:5].lower() == "data:" or (not ID.fullmatch(source) and is_base64(source)):
+        return service.store.add_upload(decode_base64(source), service.limits)["id"]
     if not ID.fullmatch(source):
         raise ValueError(f'"{source[:80]}" is neither the id of a picture nor the name of a file in this request.')
-    return source
+    return service.store.id_of(source)
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from realcustom.serving.blobs import NotHere
 from realcustom.serving.events import event_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.metrics import CONTENT_TYPE
+from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import read_picture, read_record, refusing
 from realcustom.serving.records import STATES, UNFINISHED, Job
 from realcustom.serving.schema import body, problems
@@ -161,16 +162,15 @@ def _results(api: APIRouter, service: Service) -> None:
 
 
 def _pictures(api: APIRouter, service: Service) -> None:
-    upload = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
-    upload["multipart/form-data"] = {
-        "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
-    }
+    binary = {"type": "string", "format": "binary"}
+    upload: dict[str, Any] = {"image/*": {"schema": binary}}
+    in_form = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": binary}}}}
 
     @api.post(
         "/images",
         status_code=201,
         response_model=schema.PictureView,
-        openapi_extra={"requestBody": {"required": True, "content": upload}},
+        openapi_extra={"requestBody": {"required": True, "content": {**upload, **in_form}}},
         responses=problems(400, 413, 422),
     )
     async def upload_image(request: Request):
@@ -178,6 +178,18 @@ def _pictures(api: APIRouter, service: Service) -> None:
         data = await read_picture(request)
         with refusing():
             return await run_in_threadpool(service.store.add_upload, data, service.limits)
+
+    @api.post(
+        "/restore",
+        response_model=schema.RestoredView,
+        openapi_extra={"requestBody": {"required": True, "content": {"image/png": upload["image/*"], **in_form}}},
+        responses=problems(400, 413, 422),
+    )
+    async def restore_settings(request: Request):
+        """The request that a PNG of any door was made with, from its text chunk; what this server lacks is named."""
+        data = await read_picture(request)
+        with refusing():
+            return await run_in_threadpool(lambda: service.restore(data).to_dict())
 
     @api.get("/images/{id}", response_class=FileResponse, responses={**PNG, **problems(404)})
     def get_picture(id: Id):
@@ -249,8 +261,16 @@ def _characters(api: APIRouter, service: Service) -> None:
 def _about(api: APIRouter, service: Service) -> None:
     @api.get("/models", response_model=schema.ModelList)
     def list_models():
-        """The model that is served, with its size and defaults."""
-        return {"models": [{"name": service.name, **service.engine.describe()}]}
+        """The model that is served, with its size and defaults; `object` and `data` are OpenAI's."""
+        models = [{"name": service.name, **service.engine.describe()}]
+        return {"object": "list", "data": [_openai_model(service)], "models": models}
+
+    @api.get("/models/{id:path}", response_model=schema.OpenAIModel, responses=problems(404))
+    def get_model(id: Annotated[str, Path(max_length=2000)]):
+        """One model as OpenAI tells of it."""
+        if id != service.name:
+            raise Refusal(f"There is no model {id[:80]!r}.", "model", "model_not_found", 404)
+        return _openai_model(service)
 
     # Both only look at what is known, so that they answer whatever else is blocked.
     @api.get("/health", response_model=schema.Health)
@@ -269,6 +289,10 @@ def _about(api: APIRouter, service: Service) -> None:
     def metrics():
         """Counters for Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _openai_model(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": int(service.started), "owned_by": "realcustom"}
 
 
 def _health(service: Service) -> dict[str, Any]:

@@ -3,13 +3,16 @@ so that this door refuses with the same sentences as all others."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS
+from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED
 
-PICTURE = "id of an uploaded picture, a data: URL, or in multipart the name of a part that holds the file"
+PICTURE = (
+    "id of an uploaded picture or the SHA-256 of what it shows, a data: URL or plain base64, or in multipart the name "
+    "of a part that holds the file"
+)
 
 
 class SubjectBody(BaseModel):
@@ -46,7 +49,12 @@ class GenerationBody(BaseModel):
     height: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     width: int | None = Field(None, ge=8, le=MAX_SIDE, description="Pixels.")
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i; 0 by default.")
+    seed: int | None = Field(
+        None,
+        ge=RANDOM_SEED,
+        le=MAX_SEED,
+        description="Image i is drawn from seed + i; 0 by default; -1 draws a seed, which the answer tells.",
+    )
     num_images: int | None = Field(None, ge=1, description="1 by default.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
     image_guidance_scale: float | None = Field(None, ge=0, le=100)
@@ -103,6 +111,27 @@ class PictureView(BaseModel):
     height: int
 
 
+class MissingPicture(BaseModel):
+    """A picture of a request that is not on this server."""
+
+    place: list[str | int] = Field(description='Where it stands in the request: ["subjects", "dog", "images", 0].')
+    name: str | None = Field(description="Of the file it was read from.")
+    sha256: str = Field(description="Hash of what it shows, which stands in its place.")
+    size: tuple[int, int] | None = Field(description="Width and height in pixels.")
+    sentence: str
+
+
+class RestoredView(BaseModel):
+    """What a picture was made of."""
+
+    request: dict[str, Any] = Field(
+        description="A GenerationBody: pictures by id, missing ones by the hash of what they show; it is right as it "
+        "is once those are uploaded."
+    )
+    missing: list[MissingPicture]
+    notes: list[str] = Field(description="What else is not as it was: another model, unknown settings.")
+
+
 class FaceView(BaseModel):
     """Where a face is: left, top, right, bottom in fractions; null when none was found."""
 
@@ -137,10 +166,71 @@ class ModelView(BaseModel):
     name: str
 
 
+class OpenAIModel(BaseModel):
+    """A model as OpenAI's interface tells of it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
 class ModelList(BaseModel):
     """The models of this server."""
 
+    object: Literal["list"]
+    data: list[OpenAIModel]
     models: list[ModelView]
+
+
+class ImageBody(BaseModel):
+    """OpenAI's parameters; every field of a GenerationBody may stand beside them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS, examples=["a dog on the beach"])
+    model: str | None = None
+    n: int | None = Field(None, ge=1, description="How many images; 1 by default.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT, or auto: the model's own.", examples=["64x64"])
+    quality: Literal["auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"] | None = Field(
+        None, description="low and medium are the presets turbo and fast; any other is exact."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json by default.")
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    seed: int | None = Field(None, ge=RANDOM_SEED, le=MAX_SEED, description="Drawn at random by default.")
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+
+
+class EditBody(ImageBody):
+    """OpenAI's parameters of an edit."""
+
+    image: str | list[str] = Field(description=f"1 to 16 references: {PICTURE}.")
+    words: list[str] | None = Field(
+        None, description="The word of the prompt that each image shows; absent where the prompt names one thing alone."
+    )
+    mask: str | None = Field(None, description="Picture, transparent where the subject of the first image may stand.")
+
+
+class ImageView(BaseModel):
+    """One image: its PNG file, or its address, which needs the token, too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = Field(None, description="As it was run, where characters were mentioned.")
+
+
+class ImagesView(BaseModel):
+    """What OpenAI's interface answers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(description="Of the generation.")
+    created: int
+    data: list[ImageView]
+    output_format: str
+    size: str
 
 
 class Health(BaseModel):
@@ -152,10 +242,20 @@ class Health(BaseModel):
     queued: int
 
 
+class OpenAIError(BaseModel):
+    """The same sentence as clients of OpenAI's interface read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
 class Problem(BaseModel):
     """What is wrong, in one sentence."""
 
     detail: str
+    error: OpenAIError | None = Field(None, description="On the paths of OpenAI's interface.")
 
 
 def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
@@ -174,6 +274,17 @@ def body(model: type[BaseModel], multipart: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def edit_body() -> dict[str, Any]:
+    """`requestBody` of an edit: multipart, as OpenAI's clients send it, or JSON."""
+    binary = {"type": "string", "format": "binary"}
+    parts = {"prompt": {"type": "string"}, "mask": binary, "words[]": {"type": "array", "items": {"type": "string"}}}
+    parts["image[]"] = {"type": "array", "items": binary}
+    form = {"type": "object", "properties": parts, "required": ["prompt"], "additionalProperties": {"type": "string"}}
+    reference = {"$ref": f"#/components/schemas/{EditBody.__name__}"}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": reference}}
+    return {"required": True, "content": content}
+
+
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of an endpoint for these status codes."""
     texts = {
@@ -184,5 +295,6 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         413: "Too many bytes or pixels.",
         422: "Something in the request is wrong; the sentence says what.",
         429: "The queue is full; Retry-After says when to try again.",
+        500: "It could not be made.",
     }
     return {code: {"model": Problem, "description": texts[code]} for code in codes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import Reference, check_request
 from realcustom.pictures.opening import DECODING
-from realcustom.pictures.png import read_metadata
-from realcustom.serving.limits import Limits, check_pixels
+from realcustom.pictures.png import metadata_of
+from realcustom.serving.limits import Limits, TooLarge, check_pixels
 from realcustom.serving.metrics import Metrics
 from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_picture
+from realcustom.serving.restoring import Restored, restore
 from realcustom.serving.runner import Runner, stored_request
 from realcustom.serving.store import Store
 from realcustom.serving.upkeep import Upkeep
@@ -26,6 +28,7 @@ class Service:
 
     Attributes:
         engine: a `realcustom.engine.engine.Engine`, or what behaves like it.
+        name: of its model. started: seconds since 1970.
         store, jobs, cast: what is kept.
         runner: the queue.
         limits, metrics: of this server.
@@ -34,6 +37,7 @@ class Service:
     def __init__(self, engine, folder: str | Path, limits: Limits | None = None, name: str = "model"):
         self.engine = engine
         self.name = name
+        self.started = time.time()
         self.limits = limits or Limits()
         self.metrics = Metrics(self.gauges)
         self.store = Store(folder)
@@ -102,36 +106,34 @@ class Service:
         subjects = {word: self._open_subject(subject) for word, subject in request.subjects.items()}
         return Request.from_dict({**record, "subjects": subjects})
 
-    def restore(self, path: str | Path) -> dict[str, Any]:
-        """The settings stored in a PNG that was made by realcustom, as the fields of `submit`.
+    def restore(self, source: bytes | str | Path) -> Restored:
+        """The settings stored in a PNG that was made by realcustom through any door, as the fields of `submit`.
 
-        A reference is found again when the store has a picture that shows the same.
+        A picture is found again when the store has one that shows the same; what it lacks is named.
+
+        Args:
+            source: the PNG file: its bytes, or its path.
 
         Raises:
-            ValueError: it carries no settings, or a reference is not in the store.
+            TooLarge: it has more pixels than are taken here.
+            ValueError: it is no PNG file, carries no settings, or they are damaged.
         """
-        record = dict(self.settings_in(path)["request"])
-        try:
-            subjects = {
-                word: {**subject, "images": [self._known(image, word) for image in subject["images"]]}
-                for word, subject in record["subjects"].items()
-            }
-            for word, subject in subjects.items():
-                if isinstance(subject.get("region"), Mapping):
-                    subject["region"] = self._known(subject["region"], word)
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError("The settings in this picture are damaged.") from None
-        return Request.from_dict({**record, "subjects": subjects}).to_dict()
+        return restore(self.settings_in(source), self.store.picture_showing, self.engine.source)
 
-    def settings_in(self, path: str | Path) -> dict[str, Any]:
+    def settings_in(self, source: bytes | str | Path) -> dict[str, Any]:
         """The settings stored in a PNG; ValueError, which names no path of the server, where there are none."""
         try:
-            with DECODING.take(check_pixels(Path(path).read_bytes(), self.limits)):
-                return read_metadata(path)
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
         except OSError:
             raise ValueError("This picture cannot be read.") from None
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "This picture")) from None
+        try:
+            pixels = check_pixels(data, self.limits)
+        except TooLarge:
+            raise
+        except ValueError:
+            raise ValueError("This picture is not a PNG file that can be read.") from None
+        with DECODING.take(pixels):
+            return metadata_of(data, "This picture")
 
     def describe_job(self, job: Job) -> dict[str, Any]:
         """A generation as the doors show it."""
@@ -196,12 +198,6 @@ class Service:
             return source if isinstance(source, Reference) else opener(source)
         except LookupError as error:
             raise ValueError(f"{str(error).rstrip('.')}: upload it first.") from None
-
-    def _known(self, image: Mapping[str, Any], word: str) -> str:
-        found = self.store.picture_showing(str(image["sha256"]))
-        if found is None:
-            raise ValueError(f'The reference of "{word}" is not on this server: give it again.')
-        return found
 
 
 def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:

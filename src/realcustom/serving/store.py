@@ -222,6 +222,10 @@ class Store:
         kept = self._keep_upload(mask)
         return Reference(mask, f"{kept['id']}.png", pixels_sha256(mask))
 
+    def id_of(self, name: str) -> str:
+        """The id of a picture that is named by its id or by the hash of what it shows; `name` where there is none."""
+        return name if self.pictures.has(name) else self.picture_showing(name) or name
+
     def picture_showing(self, pixels: str) -> str | None:
         """The id of a picture with these pixels (`pixels_sha256`), the oldest one; None when there is none."""
         found = self.rows("SELECT id FROM pictures WHERE pixels = ? ORDER BY created", pixels)

@@ -67,10 +67,12 @@ def _connect_form(page: Page, service: Service) -> None:
         if path is None:
             return [gr.skip()] * (len(form.inputs) + MAX_SUBJECTS + 3)
         try:
-            updates = fill(service, service.restore(path))
+            found = service.restore(path)
+            updates = fill(service, found.fields)
         except (ValueError, LookupError) as error:
             return [*[gr.skip()] * (len(form.inputs) + MAX_SUBJECTS), gr.skip(), None, sentence(str(error))]
-        return [*updates, [box.visible for box in updates[-MAX_SUBJECTS:]], None, sentence(None)]
+        told = " ".join([*(entry.sentence for entry in found.missing), *found.notes])
+        return [*updates, [box.visible for box in updates[-MAX_SUBJECTS:]], None, sentence(told or None)]
 
     targets = [*form.inputs, *form.boxes, shown, page.dropped, page.dropped_error]
     page.dropped.upload(restored, page.dropped, targets, **QUIET)

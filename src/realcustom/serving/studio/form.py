@@ -202,7 +202,8 @@ def fill(service: Service, fields: Mapping[str, Any]) -> list[Any]:
     shown = list(rows.values())
     for index in range(MAX_SUBJECTS):
         words, subject = shown[index] if index < len(shown) else ([], {"images": [], "strength": 1.0})
-        paths = [str(service.store.pictures.path(name)) for name in subject["images"]]
+        kept = service.store.pictures
+        paths = [str(kept.path(name)) for name in subject["images"] if kept.has(name)]
         updates += [", ".join(words), paths, subject["strength"]]
     boxes = [gr.Column(visible=index < max(1, len(shown))) for index in range(MAX_SUBJECTS)]
     return updates + boxes
