@@ -54,7 +54,7 @@ def recipe(
 
     `pictures` is the folder of a latent cache, whose pictures are used while they are still being drawn; empty draws
     own ones by `workers` processes. `start` is an exported autoencoder to go on from; more `latent_channels` than it
-    has widen it, 0 keeps its own, or those of `build_vae`. `noise`, `squared` and `equivariance` are those of
+    has widen it, 0 keeps its own, or those of `build_vae`. `noise`, `squared`, `equivariance` and `nested` are those of
     `AutoencoderLoss`. `minutes` ends the training after so long if its steps have not; 0 is no limit.
     """
     return TrainConfig(
