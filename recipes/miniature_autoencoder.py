@@ -24,6 +24,7 @@ from realcustom.training.config import (
 )
 from realcustom.training.feeding import feed_batches
 from realcustom.training.folding import decode_mostly_folded, decode_whole, widen_latents
+from realcustom.training.optimizers import muon
 from realcustom.training.precision import quick_precision
 from realcustom.training.resident import draw_growing, mirrored_half
 from realcustom.training.stickers import StickerPictures
@@ -40,10 +41,11 @@ def recipe(
     steps: int = 10_000,
     minutes: float = 0.0,
     batch_size: int = 16,
-    learning_rate: float = 1e-3,
-    noise: float = 0.1,
-    squared: float = 0.0,
+    learning_rate: float = 2e-3,
+    noise: float = 0.05,
+    squared: float = 2.0,
     equivariance: float = 0.25,
+    nested: float = 0.25,
     workers: int = 1,
     compile: bool = False,
     seed: int = 0,
@@ -52,7 +54,7 @@ def recipe(
 
     `pictures` is the folder of a latent cache, whose pictures are used while they are still being drawn; empty draws
     own ones by `workers` processes. `start` is an exported autoencoder to go on from; more `latent_channels` than it
-    has widen it, 0 keeps its own, or those of `build_vae`. `noise`, `squared` and `equivariance` are those of
+    has widen it, 0 keeps its own, or those of `build_vae`. `noise`, `squared`, `equivariance` and `nested` are those of
     `AutoencoderLoss`. `minutes` ends the training after so long if its steps have not; 0 is no limit.
     """
     return TrainConfig(
@@ -64,6 +66,7 @@ def recipe(
                 noise=noise,
                 squared=squared,
                 equivariance=equivariance,
+                nested=nested,
                 decode=decode_whole if compile else decode_mostly_folded,  # what is folded is not compiled
             ),
             Pictures(subjects, pictures, workers, seed),
@@ -79,6 +82,7 @@ def recipe(
             betas=(0.9, 0.99),
             weight_decay=0.0,
             schedule=partial(hold_and_decay, warmup=200, decay=0.35, floor=0.02),
+            build=muon,
         ),
         checkpoint=CheckpointSettings(every_minutes=5),
         log_every=50,

@@ -16,6 +16,7 @@ from realcustom.miniature.tokenizer import train_tokenizer
 from realcustom.miniature.world import BASE
 from realcustom.training.base import BaseExport, BaseLoss, TextGrid, as_tokens, tokenize
 from realcustom.training.config import CheckpointSettings, OptimizerSettings, Parts, TrainConfig, hold_and_decay
+from realcustom.training.folding import widen_unet
 from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
 from realcustom.training.objective import noisier_timesteps
 from realcustom.training.precision import quick_precision
@@ -56,7 +57,8 @@ def recipe(
     compile: bool = False,
     seed: int = 0,
 ) -> TrainConfig:
-    """About 450,000 samples. `start` is the exported folder of an earlier run to go on from; empty starts anew.
+    """About 450,000 samples. `start` is the exported folder of an earlier run to go on from, widened where the
+    autoencoder has more channels; empty starts anew.
 
     The cache is filled first, by `workers` processes; it holds references too, so that the adapter trains on it.
     `minutes` ends the training after so long if its steps have not; 0 is no limit. `compile` needs a C++ compiler and
@@ -93,6 +95,7 @@ def build(vae: Path, cache: Path, subjects: Path, start: str, settings: CacheSet
     scheduler, autoencoder = build_scheduler(), AutoencoderTiny.from_pretrained(vae)
     if start:
         unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet")
+        unet = widen_unet(unet, autoencoder.config.latent_channels)
         text_encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder")
     else:
         unet, text_encoder = build_unet(autoencoder.config.latent_channels), build_text_encoder(tokenizer)

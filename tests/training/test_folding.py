@@ -4,8 +4,16 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from realcustom.miniature.builders import TEXT_WIDTH, build_unet
 from realcustom.training.autoencoder import AutoencoderLoss, center
-from realcustom.training.folding import MARGIN, decode_folded, decode_mostly_folded, decode_whole, widen_latents
+from realcustom.training.folding import (
+    MARGIN,
+    decode_folded,
+    decode_mostly_folded,
+    decode_whole,
+    widen_latents,
+    widen_unet,
+)
 
 
 def tiny(decoder=(1, 1, 0, 0)):
@@ -71,6 +79,22 @@ def test_wider_latents_change_no_picture_and_start_at_unit_variance():
         widen_latents(vae, 5, pixels)
 
 
+def test_a_wider_unet_predicts_as_before_and_learns_the_new_channels():
+    torch.manual_seed(0)
+    unet = build_unet(3)
+    maps, text = torch.randn(2, 5, 16, 16), torch.randn(2, 4, TEXT_WIDTH)
+    with torch.no_grad():
+        expected = unet(maps[:, :3], 9, encoder_hidden_states=text).sample
+    predicted = widen_unet(unet, 5)(maps, 9, encoder_hidden_states=text).sample
+    torch.testing.assert_close(predicted[:, :3], expected)
+    assert not predicted[:, 3:].any()
+    (predicted - maps).square().sum().backward()
+    assert float(unet.conv_out.weight.grad[3:].abs().sum(dim=(1, 2, 3)).min()) > 0
+    assert float(unet.conv_in.weight.grad[:, 3:].abs().sum(dim=(0, 2, 3)).min()) > 0
+    with pytest.raises(ValueError, match="5 latent channels"):
+        widen_unet(unet, 4)
+
+
 class Copy(torch.nn.Module):
     """Latents are the pictures."""
 
@@ -90,6 +114,22 @@ def test_a_perfect_autoencoder_has_no_error_in_any_view():
     loss = AutoencoderLoss(noise=0, moments=0, squared=2, equivariance=1, scales=2)
     for seed in range(6):
         assert float(loss({"vae": Copy()}, batch, generator(seed))[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_nested_latents_are_decoded_from_their_first_half():
+    batch = {"pixels": torch.zeros(2, 4, 8, 8, dtype=torch.uint8)}
+    seen = []
+
+    def decode(vae, latents, random):
+        seen.append(latents)
+        return latents
+
+    for share in (1.0, 0.0):
+        AutoencoderLoss(noise=0, nested=share, decode=decode)({"vae": Copy()}, batch, generator())
+    cut, whole = seen
+    assert torch.equal(cut[:, :2], whole[:, :2])
+    assert not cut[:, 2:].any()
+    assert whole[:, 2:].all()
 
 
 def test_the_squared_error_counts_where_the_decoder_draws():

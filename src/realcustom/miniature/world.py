@@ -15,7 +15,7 @@ NARROW = WorldSettings(
     mirrored=0.05,
     ordered=0.95,
     area=(0.2, 0.5),
-    style=0.06,
+    style=0.1,
     two_subjects=0.3,
 )
 

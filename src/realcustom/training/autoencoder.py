@@ -31,6 +31,9 @@ class AutoencoderLoss:
     equivariance: share of the batches whose latents are scaled or mirrored before they are decoded, and must give the
         scaled or mirrored pictures (EQ-VAE, Kouzelis et al. 2025): latents that behave like small pictures are easier
         to learn for a diffusion model. 0 for none.
+    nested: share of the batches decoded from the first half of their channels, the others 0, so that those hold what
+        matters most and the second half details (channel-wise structure as in DC-AE 1.5, Chen et al. 2025): a diffusion
+        model learns few channels sooner than many. 0 for none.
     decode: how latents become pictures; what it leaves out at the border counts for nothing.
     """
 
@@ -40,6 +43,7 @@ class AutoencoderLoss:
     noise: float = 0.1
     squared: float = 0.0
     equivariance: float = 0.0
+    nested: float = 0.0
     decode: Decode = decode_whole
 
     def __call__(self, modules: Modules, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -49,7 +53,8 @@ class AutoencoderLoss:
         scale, mirrored = draw_view(self.equivariance, generator)
         pixels, latents = (viewed(maps, scale, mirrored) for maps in (pixels, latents))
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        decoded = self.decode(modules["vae"], latents + self.noise * noise, generator).float()
+        noisy = first_half(latents + self.noise * noise, self.nested, generator)
+        decoded = self.decode(modules["vae"], noisy, generator).float()
         pixels = center(pixels, decoded.shape[-2:])
         distance, edges = picture_distance(decoded, pixels, self.scales)
         loss = distance + self.gradient * edges + self.moments * moments
@@ -69,6 +74,15 @@ def draw_view(share: float, generator: torch.Generator) -> tuple[float, bool]:
     if changed >= share:
         return 1.0, False
     return SCALES[int(scale * len(SCALES))], side < 0.5
+
+
+def first_half(latents: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Latents (B, C, h, w), for `share` of all batches with 0 in the second half of the channels."""
+    if share == 0 or float(torch.rand((), generator=generator, device=generator.device)) >= share:
+        return latents
+    return torch.cat(
+        [latents[:, : latents.shape[1] // 2], torch.zeros_like(latents[:, latents.shape[1] // 2 :])], dim=1
+    )
 
 
 def viewed(maps: Tensor, scale: float, mirrored: bool = False) -> Tensor:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 Modules = Mapping[str, Any]
 """Name -> network, trained and frozen ones together, as losses and samplers get them."""
 
@@ -86,7 +88,7 @@ class OptimizerSettings:
 
     schedule: (step, steps) -> factor of `learning_rate`.
     max_grad_norm: longer gradients are shortened to it; None does not clip.
-    build: (parameters, settings) -> torch optimiser, as in `realcustom.training.optimizers`; None for AdamW.
+    build: (parameters by name, settings) -> torch optimiser, as in `realcustom.training.optimizers`; None for AdamW.
     """
 
     learning_rate: float = 1e-4
@@ -95,7 +97,7 @@ class OptimizerSettings:
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
     schedule: Callable[[int, int], float] = field(default_factory=lambda: partial(constant, warmup=100))
-    build: Callable[[list, OptimizerSettings], Any] | None = None
+    build: Callable[[Mapping[str, nn.Parameter], OptimizerSettings], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

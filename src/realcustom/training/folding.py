@@ -1,4 +1,5 @@
-"""Less work for an AutoencoderTiny in training: its decoder's linear end as two small convolutions, and new channels.
+"""Less work for an AutoencoderTiny in training: its decoder's linear end as two small convolutions. New latent channels
+for it and for a U-Net.
 
 After its last block the decoder of the miniature only doubles its maps (nearest neighbour) and convolves, without a
 nonlinearity in between. A convolution behind a doubling is a convolution of the coarse map with four times as many
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
@@ -101,3 +102,24 @@ def widen_latents(vae: AutoencoderTiny, channels: int, pixels: Tensor) -> Autoen
     out.weight[present:] /= deviation[:, None, None, None]
     out.bias[present:] = (out.bias[present:] - mean) / deviation
     return vae
+
+
+@torch.no_grad()
+def widen_unet(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
+    """More latent channels, changed in place: it reads none of the new ones and predicts 0 for them, until trained.
+
+    Raises:
+        ValueError: it has more than `channels`.
+    """
+    present = unet.config.in_channels
+    if channels < present:
+        raise ValueError(f"The U-Net has {present} latent channels: ask for as many or more.")
+    narrow_in, narrow_out = unet.conv_in, unet.conv_out
+    into = nn.Conv2d(channels, narrow_in.out_channels, 3, padding=1)
+    into.weight[:, :present], into.weight[:, present:], into.bias[:] = narrow_in.weight, 0, narrow_in.bias
+    out = nn.Conv2d(narrow_out.in_channels, channels, 3, padding=1)
+    out.weight[:present], out.bias[:present] = narrow_out.weight, narrow_out.bias
+    out.weight[present:], out.bias[present:] = 0, 0
+    unet.conv_in, unet.conv_out = into, out
+    unet.register_to_config(in_channels=channels, out_channels=channels)
+    return unet

@@ -157,10 +157,10 @@ def _prepare(config: TrainConfig) -> Run:
     sharded = config.shard and accelerator.num_processes > 1
     if sharded:
         shard(trainee, accelerator)
-    parameters = [parameter for parameter in trainee.trained.parameters() if parameter.requires_grad]
+    parameters = {name: tensor for name, tensor in trainee.trained.named_parameters() if tensor.requires_grad}
     optimizer = (config.optimizer.build or adamw)(parameters, config.optimizer)
     model = trainee if sharded else accelerator.prepare(trainee)
-    average = None if config.ema_decay is None else WeightAverage(parameters, config.ema_decay)
+    average = None if config.ema_decay is None else WeightAverage(list(parameters.values()), config.ema_decay)
     if config.trackers:
         accelerator.init_trackers(config.name)
     log = JsonLines(config.out / "log.jsonl", enabled=accelerator.is_main_process)

@@ -1,19 +1,19 @@
-"""The optimisers a training can choose from: (parameters, settings) -> torch optimiser."""
+"""The optimisers a training can choose from: (parameters by name, settings) -> torch optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import OptimizerSettings
 
 
-def adamw(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+def adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW with all settings, fused."""
     return torch.optim.AdamW(
-        parameters,
+        list(parameters.values()),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,
@@ -22,29 +22,77 @@ def adamw(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> to
     )
 
 
-def muon(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> OptimizerPair:
-    """Muon (Jordan et al. 2024) for matrices, AdamW for all else.
+def muon(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> OptimizerPair:
+    """Muon (Jordan et al. 2024) for matrices and convolution kernels, AdamW for all else, embeddings too.
 
-    Muon moves all directions of a matrix alike, also those whose gradient is small. Its steps are scaled to the size of
-    AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both share the learning rate; its momentum is the
-    first of `betas`. A matrix that holds several maps side by side, such as fused queries, keys and values,
-    counts as one.
+    A matrix that holds several maps side by side, such as fused queries, keys and values, counts as one. A row of an
+    embedding is moved by the samples that hold its token only, so its direction must not be spread over the others.
+    Both share the learning rate; Muon's momentum is the first of `betas`.
 
     Raises:
-        ValueError: there are no matrices, or nothing else.
+        ValueError: there are no matrices or kernels, or nothing else.
     """
-    matrices = [parameter for parameter in parameters if parameter.dim() == 2]
-    others = [parameter for parameter in parameters if parameter.dim() != 2]
-    if not matrices or not others:
+    directions = {name: tensor for name, tensor in parameters.items() if tensor.dim() > 1 and "embed" not in name}
+    others = {name: tensor for name, tensor in parameters.items() if name not in directions}
+    if not directions or not others:
         raise ValueError("Muon needs matrices, and others beside them: train these networks with AdamW (build=None).")
-    first = torch.optim.Muon(
-        matrices,
-        lr=settings.learning_rate,
+    first = Muon(
+        directions.values(),
+        learning_rate=settings.learning_rate,
         momentum=settings.betas[0],
         weight_decay=settings.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
     )
     return OptimizerPair(first, adamw(others, settings))
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along the nearest orthogonal matrix of the momentum, so that all its directions move alike, also those
+    whose gradient is small; scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training").
+
+    What torch.optim.Muon does for matrices, and the same for convolution kernels (O, I, h, w), as matrices (O, I h w).
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, Jordan et al. 2024
+    ITERATIONS = 5
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float):
+        defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: nn.Parameter, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+        update = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+        direction = orthogonal(update, self.COEFFICIENTS, self.ITERATIONS).view(parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float = 1e-7) -> Tensor:
+    """A matrix (M, N) with its singular values brought near to 1, in bfloat16, by Newton-Schulz iteration."""
+    linear, cubic, quintic = coefficients
+    wide = matrix.bfloat16() if matrix.size(0) <= matrix.size(1) else matrix.bfloat16().T
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(iterations):
+        gram = wide @ wide.T
+        polynomial = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        wide = torch.addmm(wide, polynomial, wide, beta=linear)
+    return wide if matrix.size(0) <= matrix.size(1) else wide.T
 
 
 class OptimizerPair(torch.optim.Optimizer):
