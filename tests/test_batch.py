@@ -45,6 +45,12 @@ class StubEngine:
     def __init__(self, refuses=(), interrupted_at=None):
         self.refuses, self.interrupted_at, self.made = refuses, interrupted_at, []
 
+    def resolve(self, request):
+        return request
+
+    def settings(self, request):
+        return {"request": {"seed": request.seed, "prompt": request.prompt}, "model": MODEL}
+
     def run(self, request):
         if len(self.made) == self.interrupted_at:
             raise KeyboardInterrupt
@@ -57,10 +63,7 @@ class StubEngine:
         return Result(
             images=tuple(Image.fromarray(image) for image in images),
             masks=masks,
-            metadata=tuple(
-                {"request": {"seed": request.image_seed(index), "prompt": request.prompt}, "model": MODEL}
-                for index in range(request.num_images)
-            ),
+            metadata=tuple(self.settings(request.image_request(index)) for index in range(request.num_images)),
             request=request,
         )
 
@@ -237,7 +240,7 @@ def test_a_second_run_makes_only_what_is_missing(write, tmp_path):
     (out / "b-1.png").unlink()
     (out / "a.json").write_text("{")
     assert [outcome.id for outcome in work(source, out, engine)] == ["a", "b"]
-    assert engine.made == [1, 2, 3, 3, 1, 2, 3]
+    assert engine.made == [1, 2, 3, 3, 3], "of two images the one that was lost"
     assert [outcome.id for outcome in work(source, out, engine, save_masks=True)] == ["a", "b", "c"]
     assert np.asarray(Image.open(out / "b-1.mask.dog.png")).max() == 3
     assert work(source, out, engine, save_masks=True) == []
@@ -314,7 +317,36 @@ def test_images_made_before_an_interruption_are_written(write, tmp_path):
     stub = StubEngine().run(Request(prompt="a dog", seed=8))
     assert np.array_equal(np.asarray(Image.open(out / "a-4.png")), np.asarray(stub.images[0]))
     assert plan_of(source, out).foreign == ()
-    assert [outcome.images for outcome in work(source, out, StubEngine())] == [8]
+    engine = StubEngine()
+    assert [outcome.images for outcome in work(source, out, engine)] == [3]
+    assert engine.made == [9, 10, 11], "those that are there are not made again"
+    record = json.loads((out / "a.json").read_text())
+    assert [settings["request"]["seed"] for settings in record["settings"]] == list(range(4, 12))
+
+
+def test_images_left_of_another_line_or_without_their_masks_are_made_again(write, tmp_path):
+    source, out = write(job("a", seed=4, num_images=3)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        work(source, out, StubEngine(interrupted_at=2), save_masks=True)
+    (out / "a-1.mask.dog.png").unlink()
+    engine = StubEngine()
+    assert [outcome.images for outcome in work(source, out, engine, save_masks=True)] == [2]
+    (out / "a.json").unlink()
+    moved = StubEngine()
+    assert [outcome.images for outcome in work(write(job("a", seed=5, num_images=3)), out, moved, True)] == [3]
+    assert moved.made == [5, 6, 7]
+
+
+def test_a_job_of_which_only_the_record_was_lost_is_recorded_again(write, tmp_path):
+    source, out = write(job("a", num_images=2), job("b")), tmp_path / "out"
+    work(source, out, StubEngine())
+    before = (out / "a.json").read_text()
+    for name in ("a.json", "b.json"):
+        (out / name).unlink()
+    engine = StubEngine()
+    assert [outcome.images for outcome in work(source, out, engine)] == [0, 0]
+    assert engine.made == []
+    assert (out / "a.json").read_text() == before
 
 
 def test_a_random_seed_is_drawn_once_and_the_job_stays_finished(write, tmp_path):
@@ -324,7 +356,7 @@ def test_a_random_seed_is_drawn_once_and_the_job_stays_finished(write, tmp_path)
         work(source, out, engine)
     again = StubEngine()
     work(source, out, again)
-    assert again.made[:2] == engine.made
+    assert again.made[0] == engine.made[0] + 2, "the job goes on with the seed that was drawn"
     assert json.loads((out / "a.json").read_text())["settings"][0]["request"]["seed"] == engine.made[0]
     assert plan_of(source, out).tasks == ()
     other = write(job("a", seed=-1, num_images=3), job("b", seed=-1, subjects={}))

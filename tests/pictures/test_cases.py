@@ -76,7 +76,13 @@ def test_alpha_palette_and_grey_have_profiles_too():
         assert np.abs(pixels(stored(image, icc_profile=adobe)) - expected).max() <= 1
     opaque.putalpha(0)
     assert (pixels(stored(opaque, icc_profile=adobe)) == 255).all()
-    assert (pixels(stored(Image.new("L", (2, 2), 90), icc_profile=adobe)) == 90).all(), "of other colours: passed over"
+    wide = matrix_profile(ADOBE_RGB, D65, 1.8)
+    for profile in (adobe, wide):
+        coloured = pixels(stored(Image.new("RGB", (2, 2), (90, 90, 90)), icc_profile=profile))
+        assert np.array_equal(pixels(stored(Image.new("L", (2, 2), 90), icc_profile=profile)), coloured)
+    assert coloured[0, 0, 0] > 105, "grey is converted by a profile of RGB colours, too"
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert (pixels(stored(Image.new("L", (2, 2), 90), icc_profile=grey)) == 90).all(), "of other colours: passed over"
 
 
 def test_lab_and_cmyk_are_read_by_their_colours():
@@ -99,6 +105,11 @@ def test_a_png_gamma_and_a_camera_mark_count_where_there_is_no_profile():
     red = Image.new("RGB", (8, 8), (180, 60, 50))
     marked, plain = pixels(stored(red, "JPEG", exif=exif, quality=100)), pixels(stored(red, "JPEG", quality=100))
     assert (marked - plain)[0, 0, 0] > 15
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = 2
+    assert np.array_equal(pixels(stored(red, "JPEG", exif=exif, quality=100)), marked)
+    exif.get_ifd(0x8769)[0xA001] = 1
+    assert np.array_equal(pixels(stored(red, "JPEG", exif=exif, quality=100)), plain)
 
 
 def test_floats_are_scaled_by_their_range():
@@ -145,8 +156,9 @@ def test_arrays_of_every_kind_are_masks(kind, full):
     half[:, 3:] = full
     if full > 1 and (kind is bool or np.array(full).astype(kind) != full):
         return
-    for array in (half.astype(kind), half.astype(kind)[..., None], np.repeat(half.astype(kind)[..., None], 3, axis=2)):
-        assert open_mask(array).tolist() == (half / full).tolist()
+    half = half.astype(kind)
+    for array in (half, half[None], half[..., None], np.repeat(half[..., None], 3, axis=2)):
+        assert open_mask(array).tolist() == (half.astype(float) / full).tolist()
 
 
 def test_alpha_of_an_array_counts():
@@ -232,7 +244,12 @@ def test_places_that_are_no_files(source, sentence):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("jobs_json_array.json", "is one JSON array"), ("jobs_one_object_over_lines.json", "over several lines")],
+    [
+        ("jobs_json_array.json", "is one JSON array"),
+        ("jobs_one_object_over_lines.json", "over several lines"),
+        ("jobs_list_in_an_object.json", r'is one JSON object with a list "jobs".*jq -c \'\.jobs\[\]\''),
+        ("jobs_list_in_an_object_over_lines.json", 'is one JSON object with a list "jobs"'),
+    ],
 )
 def test_jobs_files_that_are_no_lines(name, sentence):
     with pytest.raises(ValueError, match=sentence):

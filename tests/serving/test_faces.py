@@ -42,3 +42,12 @@ def test_a_crop_keeps_to_its_box():
         crop(portrait(), (0.5, 0.5, 0.501, 1.0))
     with pytest.raises(ValueError, match="face's box"):
         crop(portrait(), (0.0, 0.0, 1.5, 1.0))
+
+
+def test_a_picture_that_is_larger_than_the_server_takes_is_not_decoded(service, idle_client):
+    name = service.store.add_picture(portrait())["id"]
+    assert idle_client.get(f"/v1/images/{name}/face").status_code == 200
+    object.__setattr__(service.limits, "pixels", 1000)
+    refused = idle_client.get(f"/v1/images/{name}/face")
+    assert refused.status_code == 413
+    assert "more than the" in refused.json()["detail"]

@@ -142,8 +142,28 @@ def _check_form(place: str, data: bytes) -> None:
     lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     if lines and lines[0].lstrip().startswith(b"["):
         raise ValueError(f"{place} is one JSON array; it needs one JSON object a line: jq -c '.[]' writes it so.")
+    name = _list_within(data) if lines and lines[0].lstrip().startswith(b"{") else None
+    if name is not None:
+        how = f"jq -c '.{name}[]' writes it so"
+        raise ValueError(f'{place} is one JSON object with a list "{name}"; it needs one JSON object a line: {how}.')
     if len(lines) > 1 and lines[0].strip() == b"{":
         raise ValueError(f"{place} is a JSON object over several lines; each job needs a line of its own.")
+
+
+def _list_within(data: bytes) -> str | None:
+    """Where a file is one JSON object the name of its only field that is a list of objects."""
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or "id" in record or "prompt" in record:
+        return None
+    lists = [
+        name
+        for name, value in record.items()
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
+    ]
+    return lists[0][:80] if len(lists) == 1 else None
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

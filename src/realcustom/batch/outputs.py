@@ -179,6 +179,29 @@ def is_finished(task: Task) -> bool:
     return all(places.exists(places.join(task.out, name)) for name in names)
 
 
+def is_begun(task: Task) -> bool:
+    """Whether there is a first image under the task's name."""
+    return places.exists(places.join(task.out, image_names(task.id, task.request.num_images)[0]))
+
+
+def settings_of_finished(task: Task, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the settings of a task's images those of the first ones that are there, made of the very same, with masks."""
+    masks = mask_names(task.id, task.request).values() if task.save_masks else ()
+    found: list[dict[str, Any]] = []
+    for index, name in enumerate(image_names(task.id, task.request.num_images)):
+        wanted = json.loads(json.dumps(portable(settings[index])))
+        place = places.join(task.out, name)
+        try:
+            stored = metadata_of(places.read_bytes(place), place)
+        except ValueError:
+            break
+        whole = all(places.exists(places.join(task.out, files[index])) for files in masks)
+        if not whole or {key: stored.get(key) for key in wanted} != wanted:
+            break
+        found.append(stored)
+    return found
+
+
 def write_images(task: Task, result: Result, start: int = 0) -> None:
     """Write the images of a result, the task's from number `start`, each with its masks."""
     names = image_names(task.id, task.request.num_images)[start:]

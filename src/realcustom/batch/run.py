@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from realcustom.batch.jobs import Job, replace_pictures, rounds_of
-from realcustom.batch.outputs import Task, is_finished, open_mask_picture, open_picture, write_images, write_record
+from realcustom.batch.outputs import (
+    Task,
+    is_begun,
+    is_finished,
+    open_mask_picture,
+    open_picture,
+    settings_of_finished,
+    write_images,
+    write_record,
+)
 from realcustom.engine.requests import Reference, parts_of
 from realcustom.types import Request
 
@@ -64,18 +73,27 @@ def groups(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
 
 
 def make(engine: Engine, tasks: Sequence[Task], again: bool = True) -> list[Outcome]:
-    """Make and write independent tasks in one go; a refusal is in the outcome. again: even if they are finished."""
+    """Make and write independent tasks in one go; a refusal is in the outcome. again: even if they are finished.
+
+    Images of a task that an interrupted run has left, made of the very same settings, are not made again.
+    """
     outcomes = []
-    ready: list[tuple[Task, Request]] = []
+    whole: list[tuple[Task, Request]] = []
     for task in tasks:
         if not again and is_finished(task):
             outcomes.append(Outcome(task.id, task.line))
             continue
         try:
-            ready.append((task, replace_pictures(task.request, open_picture, open_mask_picture)))
+            request = replace_pictures(task.request, open_picture, open_mask_picture)
+            settings = _left(engine, task, request)
         except ValueError as error:
             outcomes.append(Outcome(task.id, task.line, error=str(error)))
-    return outcomes + _make_opened(engine, ready)
+            continue
+        if settings:
+            outcomes.append(_make_alone(engine, task, request, settings))
+        else:
+            whole.append((task, request))
+    return outcomes + _make_opened(engine, whole)
 
 
 def lost(task: Task, failed: set[str]) -> Outcome | None:
@@ -115,10 +133,23 @@ def _make_opened(engine: Engine, ready: list[tuple[Task, Request]]) -> list[Outc
     return [Outcome(task.id, task.line, images=task.request.num_images) for task, _ in ready]
 
 
-def _make_alone(engine: Engine, task: Task, request: Request) -> Outcome:
-    """Make a task batch by batch, each written before the next begins, so that an interruption loses one at most."""
-    settings = []
-    for part in parts_of(request, engine.batch_size):
+def _left(engine: Engine, task: Task, request: Request) -> list[dict[str, Any]]:
+    """The settings of the first images of a task that lie there already."""
+    if not is_begun(task):
+        return []
+    resolved = engine.resolve(request)
+    return settings_of_finished(task, [engine.settings(resolved.image_request(i)) for i in range(resolved.num_images)])
+
+
+def _make_alone(engine: Engine, task: Task, request: Request, settings: Sequence[dict[str, Any]] = ()) -> Outcome:
+    """Make a task batch by batch, each written before the next begins, so that an interruption loses one at most.
+
+    settings: of the first images, which are there already.
+    """
+    settings, start = list(settings), len(settings)
+    count = request.num_images - start
+    rest = replace(request, seed=request.image_seed(start), num_images=count) if count else request
+    for part in parts_of(rest, engine.batch_size) if count else ():
         try:
             result = engine.run(part)
         except ValueError as error:
@@ -126,7 +157,7 @@ def _make_alone(engine: Engine, task: Task, request: Request) -> Outcome:
         write_images(task, result, start=len(settings))
         settings += result.metadata
     write_record(task, settings)
-    return Outcome(task.id, task.line, images=task.request.num_images)
+    return Outcome(task.id, task.line, images=count)
 
 
 def _refusal(engine: Engine, request: Request) -> str | None:

@@ -164,7 +164,7 @@ class Engine:
             if units:
                 self._run_batch(units, making, stopped, progress, cancelled)
         return [
-            Cancelled("The run was cancelled.") if index in stopped else entry.result(self._metadata)
+            Cancelled("The run was cancelled.") if index in stopped else entry.result(self.settings)
             for index, entry in enumerate(making)
         ]
 
@@ -207,6 +207,21 @@ class Engine:
         with self._lock:
             return self.pipeline.pictures(latents)[0]
 
+    def settings(self, request: Request) -> dict[str, Any]:
+        """What is stored with the image of a resolved request for one image, JSON-ready: enough to make it again."""
+        packages = ("torch", "diffusers", "transformers")
+        return {
+            "request": request_record(request),
+            "model": self.source,
+            "device": str(computing_device(self.pipeline)),
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            "versions": {
+                "realcustom": version("realcustom"),
+                "python": platform.python_version(),
+                **{name: version(name) for name in packages},
+            },
+        }
+
     def _check_size(self, request: Request) -> None:
         for name, side in (("height", request.height), ("width", request.width)):
             if side % self.grid:
@@ -241,20 +256,6 @@ class Engine:
         if added != self._added or not self._tokenizers:
             self._tokenizers, self._added = copy.deepcopy(tokenizers), added
         return self._tokenizers
-
-    def _metadata(self, request: Request) -> dict[str, Any]:
-        packages = ("torch", "diffusers", "transformers")
-        return {
-            "request": request_record(request),
-            "model": self.source,
-            "device": str(computing_device(self.pipeline)),
-            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
-            "versions": {
-                "realcustom": version("realcustom"),
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
-        }
 
 
 def _masks_of(masks: Any, row: int) -> dict[str, np.ndarray]:

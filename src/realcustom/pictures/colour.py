@@ -22,9 +22,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """A picture of any Pillow mode as sRGB, mode RGB, without anything of its `info`; alpha is laid over white.
 
     Colours are read by the embedded ICC profile, a camera's mark of Adobe RGB, or a PNG's cHRM and gAMA, else they are
-    sRGB already; CMYK without a profile is converted by Pillow's formula. A profile that cannot be read, or is one of
-    another kind of colours, is passed over, as viewers do. One that moves no colour by more than a level is sRGB, and
-    no pixel changes.
+    sRGB already; CMYK without a profile is converted by Pillow's formula. Grey with a profile of RGB colours is their
+    grey. A profile that cannot be read, or is one of another kind of colours, is passed over, as viewers do. One that
+    moves no colour by more than a level is sRGB, and no pixel changes.
     """
     profile = _profile_of(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -126,12 +126,14 @@ def _profile_of(image: Image.Image) -> bytes | None:
 
 
 def _is_camera_adobe_rgb(image: Image.Image) -> bool:
-    """Whether a camera says so, without a profile (DCF 2.0: colour space "uncalibrated", interoperability "R03")."""
+    """Whether a camera says so, without a profile: colour space 2, which is in no standard but written by many, or
+    "uncalibrated" with the interoperability index "R03" (DCF 2.0)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of Pillow, about the block
             exif = image.getexif()
-            return exif.get_ifd(0x8769).get(0xA001) == 0xFFFF and str(exif.get_ifd(0xA005).get(1))[:3] == "R03"
+            space = exif.get_ifd(0x8769).get(0xA001)
+            return space == 2 or (space == 0xFFFF and str(exif.get_ifd(0xA005).get(1))[:3] == "R03")
     except Exception:  # damaged blocks raise many types
         return False
 
@@ -145,6 +147,8 @@ def _through(profile: bytes | None, image: Image.Image) -> Image.Image:
         source = (
             ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
         )
+        if image.mode == "L" and source.xcolor_space.strip() == "RGB":
+            image, space = image.convert("RGB"), "RGB"
         if source.xcolor_space.strip() != space:
             return image
         transform = ImageCms.buildTransform(

@@ -18,8 +18,8 @@ def open_mask(source: ImageSource) -> np.ndarray:
     transparent ground is the painted part, whatever lies hidden below. The largest value says what full is: 1, 255 or
     65535, so that a mask of zeros and ones acts as one of zeros and 255. Colour profiles do not matter.
 
-    source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of bools,
-        integers, or floats in [0, 1] (or whole ones up to 65535).
+    source: a path, the bytes of a file, a PIL image, or an array (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+        of bools, integers, or floats in [0, 1] (or whole ones up to 65535).
 
     Raises:
         ValueError: one sentence; it cannot be opened, holds other values, or is (nearly) black everywhere.
@@ -58,8 +58,12 @@ def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 def _split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if array.ndim == 3 and array.shape[2] in (1, 3, 4):
         return array[..., :3].max(axis=2), array[..., 3] if array.shape[2] == 4 else None
+    if array.ndim == 3 and array.shape[0] == 1:
+        return array[0], None
     if array.ndim != 2:
-        raise ValueError(f"A mask array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}.")
+        raise ValueError(
+            f"A mask array must be (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}."
+        )
     return array, None
 
 

@@ -17,6 +17,7 @@ from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.events import event_response
 from realcustom.serving.faces import find_face
+from realcustom.serving.limits import check_pixels
 from realcustom.serving.metrics import CONTENT_TYPE
 from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import read_picture, read_record, refusing
@@ -204,12 +205,14 @@ def _pictures(api: APIRouter, service: Service) -> None:
         except ValueError as error:
             raise HTTPException(409, str(error)) from error
 
-    @api.get("/images/{id}/face", response_model=schema.FaceView, responses=problems(404, 422))
+    @api.get("/images/{id}/face", response_model=schema.FaceView, responses=problems(404, 413, 422))
     def get_face(id: Id):
         """Where the largest face of a picture is."""
-        image = open_image(service.store.pictures.get(id))
+        data = service.store.pictures.get(id)
         with refusing():
-            box = find_face(image)
+            # What an earlier server has kept may be more than this one takes.
+            check_pixels(data, service.limits)
+            box = find_face(open_image(data))
         return {"box": box and list(box)}
 
 
