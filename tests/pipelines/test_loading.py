@@ -133,3 +133,28 @@ def test_model_index_names_our_classes(pipe, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == type(pipe).__name__
     assert index["adapter"] == ["realcustom.models.adapter", "RealCustomAdapter"]
+
+
+def test_how_to_fetch_holds_for_base_and_adapter(tiny_pipeline, reference_image, hub, tmp_path):
+    expected = call(tiny_pipeline, reference_image)
+    tiny_pipeline.save_pretrained(tmp_path / "base")
+    tiny_pipeline.adapter.save_pretrained(tmp_path / "mine" / "adapter")
+    hub.repos |= {"me/base": tmp_path / "base", "me/mine": tmp_path / "mine"}
+    hub.private = {"me/base", "me/mine"}
+    names = {"adapter": "me/mine", "cache_dir": tmp_path / "elsewhere"}
+    with pytest.raises(ValueError, match="it is private"):
+        RealCustomPipeline.from_pretrained("me/base", **names)
+    loaded = RealCustomPipeline.from_pretrained("me/base", **names, token=hub.token)
+    torch.testing.assert_close(call(loaded, reference_image), expected, rtol=0, atol=1e-5)
+    assert not (tmp_path / "hub").exists()
+    weights = [path for path in hub.fetched() if path.endswith(".safetensors")]
+    hub.log.clear()
+    loaded = RealCustomPipeline.from_pretrained("me/base", **names, local_files_only=True)
+    torch.testing.assert_close(call(loaded, reference_image), expected, rtol=0, atol=1e-5)
+    assert hub.log == []
+    RealCustomPipeline.from_pretrained("me/base", **names, token=hub.token, force_download=True)
+    assert set(weights) <= set(hub.fetched())
+    with pytest.raises(ValueError, match="local_files_only=True forbids"):
+        RealCustomPipeline.from_pretrained("me/base", adapter="me/mine", local_files_only=True)
+    with pytest.raises(ValueError, match="HTTPS_PROXY"):
+        RealCustomPipeline.from_pretrained("me/base", proxies={"https": "http://127.0.0.1:1"})

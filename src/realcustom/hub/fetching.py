@@ -11,12 +11,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from realcustom.hub.layout import SMALL
-from realcustom.hub.trouble import is_unreachable, offline_sentence, told_apart, unreachable_sentence
+from realcustom.hub.trouble import is_unreachable, local_sentence, offline_sentence, told_apart, unreachable_sentence
 
 log = logging.getLogger("realcustom.hub")
 
@@ -24,6 +26,37 @@ GB = 1e9
 SPARE = 0.5e9  # bytes that stay free on the disk
 PARTIAL = ".realcustom-part"
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the hub is asked, by diffusers' names; the defaults are those of huggingface_hub's environment variables.
+
+    Attributes:
+        token: the user's; True or None is the stored one, False is none.
+        cache_dir: of the files; None is HF_HUB_CACHE.
+        local_files_only: the hub is not asked.
+        force_download: what lies in the cache is fetched again.
+    """
+
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+USUAL = Access()
+_ACCESS: ContextVar[Access] = ContextVar("access", default=USUAL)
+
+
+@contextmanager
+def asking(access: Access) -> Iterator[None]:
+    """Every listing and file of the block is had in this way."""
+    before = _ACCESS.set(access)
+    try:
+        yield
+    finally:
+        _ACCESS.reset(before)
 
 
 @dataclass(frozen=True)
@@ -64,11 +97,14 @@ def listing(repo: str, revision: str = "main") -> Listing:
 
     if ".." in revision.split("/"):
         raise ValueError(f'"{revision}" is no revision: it names a branch, a tag or a commit.')
+    access = _ACCESS.get()
+    if access.local_files_only:
+        return _cached(repo, revision, local_sentence(repo))
     if constants.HF_HUB_OFFLINE:
         return _cached(repo, revision, offline_sentence(repo))
     with told_apart(repo, revision):
         try:
-            found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=20)
+            found = HfApi(token=access.token).model_info(repo, revision=revision, files_metadata=True, timeout=20)
         except Exception as error:
             if not is_unreachable(error):
                 raise
@@ -95,7 +131,8 @@ def fetch(listed: Listing, paths: Iterable[str], revision: str = "main") -> Path
     Raises:
         ValueError: the disk is too small for them, or the hub does not give them; one sentence.
     """
-    missing = listed.missing(dict.fromkeys(paths))
+    needed = list(dict.fromkeys(paths))
+    missing = needed if _ACCESS.get().force_download and listed.complete else listed.missing(needed)
     if missing:
         if not listed.complete:
             raise ValueError(listed.why)
@@ -128,29 +165,32 @@ def _fetch_one(listed: Listing, path: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import WeakFileLock
 
+    access = _ACCESS.get()
     url = hf_hub_url(listed.repo, path, revision=listed.commit)
-    found = get_hf_file_metadata(url, retry_on_errors=True)
+    found = get_hf_file_metadata(url, token=access.token, retry_on_errors=True)
     blobs = _storage(listed.repo) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     blob = blobs / found.etag
+    if access.force_download:
+        blob.unlink(missing_ok=True)
     if not blob.exists() and found.size:
         part = blob.with_name(blob.name + PARTIAL)
         with WeakFileLock(f"{part}.lock"):
             if not blob.exists():
-                _continue(found, url, part)
+                _continue(found, url, part, access)
                 os.replace(part, blob)
         Path(f"{part}.lock").unlink(missing_ok=True)
     # With the blob in its place, this only writes the snapshot's link to it.
-    hf_hub_download(listed.repo, path, revision=listed.commit)
+    hf_hub_download(listed.repo, path, revision=listed.commit, cache_dir=_cache(), token=access.token)
 
 
-def _continue(found, url: str, part: Path) -> None:
+def _continue(found, url: str, part: Path, access: Access) -> None:
     from urllib.parse import urlsplit
 
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    headers = build_hf_headers()
+    headers = build_hf_headers(token=access.token)
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
         headers.pop("authorization", None)  # a signed address of another host gets no token
     there = part.stat().st_size if part.exists() else 0
@@ -204,4 +244,5 @@ def _storage(repo: str) -> Path:
 def _cache() -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    chosen = _ACCESS.get().cache_dir
+    return Path(constants.HF_HUB_CACHE) if chosen is None else Path(chosen)

@@ -76,6 +76,11 @@ def offline_sentence(repo: str) -> str:
     )
 
 
+def local_sentence(repo: str) -> str:
+    """The caller forbade asking, and the cache does not have it."""
+    return f'"{repo}" is not here completely, and local_files_only=True forbids to fetch it: leave it out once.'
+
+
 def unreachable_sentence(repo: str) -> str:
     """There is no answer, and the cache does not have it."""
     from huggingface_hub import constants

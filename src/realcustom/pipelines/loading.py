@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from realcustom.hub.fetching import Access, asking
 from realcustom.pipelines.samplers import scheduler_named
 from realcustom.pipelines.sources import Sources, load_parts, own_sources, resolve
 
 OWN_COMPONENTS = ("adapter", "reference_encoder")
-# Arguments that say where and how to fetch; here the environment says so, for every repository alike.
-FETCHING = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "token"})
+ACCESS = tuple(field.name for field in dataclasses.fields(Access))
+
+
+def split_access(kwargs: Mapping[str, Any]) -> tuple[Access, dict[str, Any]]:
+    """How the hub is asked, and what is left.
+
+    Raises:
+        ValueError: proxies are given, which huggingface_hub takes from the environment only.
+    """
+    if kwargs.get("proxies") is not None:
+        raise ValueError("proxies: huggingface_hub reads them from HTTPS_PROXY and HTTP_PROXY; set those instead.")
+    access = Access(**{name: kwargs[name] for name in ACCESS if kwargs.get(name) is not None})
+    return access, {name: value for name, value in kwargs.items() if name not in {*ACCESS, "proxies"}}
 
 
 def split_names(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `realcustom.pipelines.sources.resolve` finds, by its names, and what is left.
-
-    Raises:
-        ValueError: an argument says how to fetch.
-    """
-    elsewhere = sorted(FETCHING & kwargs.keys())
-    if elsewhere:
-        raise ValueError(f"{', '.join(elsewhere)}: set HF_TOKEN, HF_HUB_CACHE or HF_HUB_OFFLINE instead.")
+    """What `realcustom.pipelines.sources.resolve` finds, by its names, and what is left."""
     names = {name: str(kwargs[name]) for name in OWN_COMPONENTS if isinstance(kwargs.get(name), (str, PathLike))}
     names |= {name: kwargs[name] for name in ("revision", "variant") if kwargs.get(name) is not None}
     return names, {name: value for name, value in kwargs.items() if name not in {*names, "revision", "variant"}}
@@ -35,8 +41,10 @@ def load_components(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: one of them cannot be had.
     """
+    access, kwargs = split_access(kwargs)
     names, left = split_names(kwargs)
-    sources = own_sources(names.get("adapter"), names.get("reference_encoder"))
+    with asking(access):
+        sources = own_sources(names.get("adapter"), names.get("reference_encoder"))
     return {**load_parts(sources, left.get("torch_dtype", left.get("dtype"))), **left}
 
 
@@ -64,6 +72,7 @@ class LoadingMixin:
                 together with `adapter`.
             kwargs: as diffusers' `from_pretrained`; `adapter` and `reference_encoder` may be folders or hub ids
                 (owner/name[/folder...][@revision]). A converted or exported adapter brings its encoder and settings.
+                `token`, `cache_dir`, `local_files_only` and `force_download` hold for every repository.
 
         Raises:
             ValueError: in one sentence, what cannot be had, or that the adapter does not fit the base model.
@@ -77,8 +86,10 @@ class LoadingMixin:
         With `config`, a folder or hub id in diffusers' layout, the file is read as a model of its shape.
         """
         if "config" not in kwargs:
-            return checked(super().from_single_file(pretrained_model_link_or_path, **load_components(kwargs)))
-        named = {name: value for name, value in kwargs.items() if name not in ("config", "local_files_only")}
+            stock = {name: kwargs[name] for name in (*ACCESS, "proxies") if name in kwargs}
+            loaded = {**load_components(kwargs), **stock}
+            return checked(super().from_single_file(pretrained_model_link_or_path, **loaded))
+        named = {name: value for name, value in kwargs.items() if name != "config"}
         return cls._from_names(str(kwargs["config"]), str(pretrained_model_link_or_path), named)
 
     @classmethod
@@ -88,9 +99,12 @@ class LoadingMixin:
 
     @classmethod
     def _from_names(cls, model: str, base_file: str | None, kwargs: Mapping[str, Any]):
+        access, kwargs = split_access(kwargs)
         names, kwargs = split_names(kwargs)
-        given = [name for name, value in kwargs.items() if value is not None]
-        return cls.from_sources(resolve(model, **names, base_file=base_file, given=given), **kwargs)
+        present = [name for name, value in kwargs.items() if value is not None]
+        with asking(access):
+            sources = resolve(model, **names, base_file=base_file, given=present)
+        return cls.from_sources(sources, **kwargs)
 
     @classmethod
     def from_sources(cls, sources: Sources, **kwargs):

@@ -1,0 +1,3 @@
+"""The hub of this machine."""
+
+from loopback import hub as hub
