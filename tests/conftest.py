@@ -214,6 +214,28 @@ def tiny_model(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def black_model(tokenizer, tmp_path_factory) -> Path:
+    """A folder with the same pipeline, and a tiny safety checker that refuses every picture."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessorPil
+
+    from realcustom import RealCustomPipeline
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 16, "patch_size": 8, "projection_dim": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=sizes, projection_dim=8))
+    with torch.no_grad():
+        # Least similarities at which a concept is seen; -2 is below all.
+        checker.concept_embeds_weights.fill_(-2.0)
+        checker.special_care_embeds_weights.fill_(2.0)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    folder = tmp_path_factory.mktemp("models") / "black"
+    parts = {**build_components(tokenizer), "safety_checker": checker, "feature_extractor": processor}
+    RealCustomPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_xl_model(tokenizer, tmp_path_factory) -> Path:
     """A folder with a saved tiny `RealCustomXLPipeline`."""
     from realcustom import RealCustomXLPipeline

@@ -6,6 +6,8 @@ what it offers a running node (progress bar, interruption) is used where it is l
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 
 from realcustom import Engine, Request, Subject
 from realcustom.pictures.overlays import mask_image
-from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, Progress
+from realcustom.pictures.png import portable
+from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED, REFUSED, Progress
+
+log = logging.getLogger("realcustom")
 
 CATEGORY = "RealCustom"
 OWN = "the model's own"
@@ -91,9 +96,14 @@ class RealCustomGenerate:
     """Images of a prompt with the subjects in the place of their words, and where the subjects were drawn."""
 
     CATEGORY = CATEGORY
-    RETURN_TYPES = ("IMAGE", "MASK")
-    RETURN_NAMES = ("images", "masks")
+    RETURN_TYPES = ("IMAGE", "MASK", "STRING")
+    RETURN_NAMES = ("images", "masks", "settings")
     FUNCTION = "generate"
+
+    @classmethod
+    def IS_CHANGED(cls, seed: int = 0, **_: Any) -> float | int:
+        """What ComfyUI compares: a seed that is drawn makes other images every time, and NaN equals nothing."""
+        return float("nan") if seed == RANDOM_SEED else seed
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict]:
@@ -104,7 +114,7 @@ class RealCustomGenerate:
             "required": {
                 "model": ("REALCUSTOM_MODEL",),
                 "prompt": ("STRING", {"default": "a dog on the beach", "multiline": True}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED}),
+                "seed": ("INT", {"default": 0, "min": RANDOM_SEED, "max": MAX_SEED, "tooltip": "-1: drawn anew."}),
                 "num_images": ("INT", {"default": 1, "min": 1, "max": MAX_IMAGES}),
                 "width": ("INT", {"default": 0, "min": 0, "max": MAX_SIDE, "step": 8, **own}),
                 "height": ("INT", {"default": 0, "min": 0, "max": MAX_SIDE, "step": 8, **own}),
@@ -129,8 +139,9 @@ class RealCustomGenerate:
         prompt: str,
         mask_word: str = "",
         **settings: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, H, W, 3) and masks (B, H, W) of the last step; ValueError with one sentence on bad input."""
+    ) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """images (B, H, W, 3), masks (B, H, W) of the last step, and what made each image, as JSON (a list of records);
+        ValueError with one sentence on bad input."""
         request = _request(prompt, settings)
         word = mask_word.strip()
         if word and word not in request.subjects:
@@ -138,7 +149,10 @@ class RealCustomGenerate:
         result = model.run(request, progress=_progress_bar())
         images = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in result.images])
         masks = [_mask(result, index, word) for index in range(len(result.images))]
-        return torch.from_numpy(images), torch.from_numpy(np.stack(masks))
+        for index in np.flatnonzero(result.flagged):
+            log.warning("Image %d %s", index, REFUSED)
+        settings = json.dumps([portable(entry) for entry in result.metadata])
+        return torch.from_numpy(images), torch.from_numpy(np.stack(masks)), settings
 
 
 def _request(prompt: str, settings: dict[str, Any]) -> Request:

@@ -19,6 +19,8 @@ MAX_IMAGES = 64
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
+# What every door says of such an image, after its name.
+REFUSED = "is black: the model's safety checker refused it. Another seed, or another prompt, may pass."
 RANDOM_SEED = -1  # stands for a seed that the request draws when it is made
 MAX_PROMPT_CHARACTERS = 2000
 
@@ -247,7 +249,8 @@ class Result:
 
     images: `num_images` PIL images.
     masks: target word -> float array (steps, num_images, h, w) in [0, 1], the guidance mask of every step.
-    metadata: one JSON-ready dict per image, everything needed to make that image again by itself.
+    metadata: one JSON-ready dict per image, everything needed to make that image again by itself; "flagged" is True in
+        that of a flagged one.
     request: the request with the model's defaults filled in.
     flagged: for every image whether the model's safety checker refused it: it is black then.
     """

@@ -122,7 +122,8 @@ def test_every_node_is_complete():
 
 
 def test_a_graph_makes_the_engines_images(graph, tiny_model):
-    images, masks = execute(graph, "6")
+    images, masks, settings = execute(graph, "6")
+    assert [entry["request"]["seed"] for entry in json.loads(settings)] == [7, 8]
     assert (images.shape, images.dtype) == ((2, 64, 96, 3), torch.float32)
     assert (masks.shape, masks.dtype) == ((2, 64, 96), torch.float32)
     region = np.zeros((48, 48), dtype=np.float32)
@@ -149,9 +150,27 @@ def test_a_batch_of_images_is_one_subject(graph):
 
 def test_without_subjects_it_is_plain_text_to_image(graph):
     del graph["6"]["inputs"]["subjects"]
-    images, masks = execute(graph, "6")
+    images, masks, _ = execute(graph, "6")
     assert images.shape == (2, 64, 96, 3)
     assert masks.max() == 0
+
+
+def test_the_seed_minus_one_is_drawn_at_every_run(graph):
+    graph["6"]["inputs"] |= {"seed": -1, "num_images": 1}
+    first, second = (json.loads(execute(graph, "6")[2])[0]["request"]["seed"] for _ in range(2))
+    assert first != second
+    assert min(first, second) >= 0
+    node = NODES["RealCustomGenerate"]
+    assert node.IS_CHANGED(seed=3, prompt="a dog") == node.IS_CHANGED(seed=3, prompt="a dog")
+    assert node.IS_CHANGED(seed=-1) != node.IS_CHANGED(seed=-1), "ComfyUI makes it again"
+
+
+def test_a_black_image_says_why(graph, black_model, caplog):
+    graph["1"]["inputs"]["model"] = str(black_model)
+    images, _, settings = execute(graph, "6")
+    assert images.max() == 0
+    assert [entry["flagged"] for entry in json.loads(settings)] == [True, True]
+    assert "Image 1 is black: the model's safety checker refused it." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_pictures_say_that_they_are_srgb(client):
 
 
 def test_events_tell_every_step_and_the_end(client):
-    made = client.post("/v1/generations", json={**ASK, "steps": 12, "subjects": {"dog": data_url(png())}})
+    made = client.post("/v1/generations", json={**ASK, "steps": 100, "subjects": {"dog": data_url(png())}})
     with client.stream("GET", f"/v1/generations/{made.json()['id']}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         text = "".join(stream.iter_text())

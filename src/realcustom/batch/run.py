@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,16 @@ OWN = {"prompt", "subjects", "negative_prompt", "seed", "num_images"}  # may dif
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: how many images were made (0 if it was found finished), and why none if it failed."""
+    """What became of a task: how many images were made (0 if it was found finished), and why none if it failed.
+
+    refused: numbers of the images that the model's safety checker made black.
+    """
 
     id: str
     line: int
     images: int = 0
     error: str | None = None
+    refused: tuple[int, ...] = ()
 
 
 def run_local(engine: Engine, tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -130,7 +134,10 @@ def _make_opened(engine: Engine, ready: list[tuple[Task, Request]]) -> list[Outc
     for (task, _), result in zip(ready, results, strict=True):
         write_images(task, result)
         write_record(task, result.metadata)
-    return [Outcome(task.id, task.line, images=task.request.num_images) for task, _ in ready]
+    return [
+        Outcome(task.id, task.line, task.request.num_images, refused=_refused_of(result.metadata))
+        for (task, _), result in zip(ready, results, strict=True)
+    ]
 
 
 def _left(engine: Engine, task: Task, request: Request) -> list[dict[str, Any]]:
@@ -157,7 +164,11 @@ def _make_alone(engine: Engine, task: Task, request: Request, settings: Sequence
         write_images(task, result, start=len(settings))
         settings += result.metadata
     write_record(task, settings)
-    return Outcome(task.id, task.line, images=count)
+    return Outcome(task.id, task.line, count, refused=_refused_of(settings))
+
+
+def _refused_of(settings: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    return tuple(index for index, entry in enumerate(settings) if entry.get("flagged"))
 
 
 def _refusal(engine: Engine, request: Request) -> str | None:

@@ -12,6 +12,7 @@ from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import Interrupted, load_engine, quiet, status, stderr_console
 from realcustom.cli.options import NoMetadata, Place, loads_model
 from realcustom.engine.options import LoadOptions
+from realcustom.types import REFUSED
 
 if TYPE_CHECKING:
     from realcustom.batch.jobs import Job, Problem
@@ -130,6 +131,8 @@ def _run(outcomes: Iterator[Outcome], tasks: list[Task], finished: int) -> None:
     try:
         for outcome in _watched(outcomes, sum(task.request.num_images for task in tasks)):
             done, images = done + 1, images + outcome.images
+            for index in outcome.refused:
+                typer.echo(f"{outcome.id} (line {outcome.line}): image {index} {REFUSED}", err=True)
             if outcome.error is not None:
                 failed += 1
                 typer.echo(f"{outcome.id} (line {outcome.line}): {outcome.error}", err=True)

@@ -14,7 +14,7 @@ from realcustom.cli.console import Interrupted, step_bar
 from realcustom.engine.requests import Reference, parts_of
 from realcustom.pictures.overlays import mask_image, overlay, slugs
 from realcustom.pictures.png import write_png
-from realcustom.types import Progress, Request, Result
+from realcustom.types import REFUSED, Progress, Request, Result
 
 if TYPE_CHECKING:
     from realcustom.engine.engine import Engine
@@ -34,6 +34,9 @@ class Outputs:
         overwrite: replace earlier files instead of taking the next number.
         inputs: files that are read besides the pictures of the request.
 
+    Attributes:
+        refused: the written images that the model's safety checker made black.
+
     Raises:
         ValueError: an input would be overwritten.
     """
@@ -51,6 +54,7 @@ class Outputs:
         self.out, self.count = out, request.num_images
         self.metadata, self.overwrite = metadata, overwrite
         self.names = slugs(request.subjects) if save_masks else {}
+        self.refused: list[Path] = []
         self.number: int | None = None if self.count == 1 else 0
         if overwrite:
             self._spare([*_pictures(request), *inputs])
@@ -61,6 +65,8 @@ class Outputs:
         """Write the next images with their masks; gives each path once the file is there."""
         for index, image in enumerate(result.images):
             path = self._write_image(image, result.metadata[index] if self.metadata else None)
+            if result.flagged and result.flagged[index]:
+                self.refused.append(path)
             yield path
             for word, name in self.names.items():
                 mask = result.masks[word][-1, index]
@@ -123,6 +129,9 @@ def make_images(engine: Engine, request: Request, outputs: Outputs, title: str) 
         rest = f"; --seed {request.image_seed(written)} --num-images {count - written} makes the others"
         told = f"Interrupted: {written} of {count} images are written{rest if 0 < written < count else ''}."
         raise Interrupted(told) from None
+    finally:
+        for path in outputs.refused:
+            typer.echo(f"{path} {REFUSED}", err=True)
 
 
 def _shifted(show, done: int, request: Request):

@@ -47,7 +47,10 @@ class Making:
         return Result(
             images=tuple(self.images),
             masks={word: np.concatenate(parts, axis=1) for word, parts in self.masks.items() if parts},
-            metadata=tuple(metadata(self.request.image_request(index)) for index in range(len(self.images))),
+            metadata=tuple(
+                metadata(self.request.image_request(index)) | ({"flagged": True} if flag else {})
+                for index, flag in enumerate(self.flagged)
+            ),
             request=self.request,
             flagged=tuple(self.flagged),
         )

@@ -20,6 +20,7 @@ from realcustom.serving.reading import is_form, read_form, read_json, store_pict
 from realcustom.serving.records import Job
 from realcustom.serving.schema import body, problems
 from realcustom.serving.service import Service
+from realcustom.types import REFUSED
 
 PAUSE = 0.05  # seconds between two looks at a generation
 LEFT = 499  # what servers log for a client that did not wait
@@ -141,6 +142,8 @@ async def _answered(service: Service, request: Request, asked: Asked) -> Respons
     if not finished.finished_well:
         # Trying it again, as OpenAI's client would, changes nothing.
         raise HTTPException(500, finished.error or "It failed.", {"x-should-retry": "false"})
+    if all(finished.flagged):
+        raise Refusal(f"Every image {REFUSED}", code="moderation_blocked")
     return JSONResponse(await run_in_threadpool(_images, service, request, finished, asked.as_url))
 
 
@@ -157,7 +160,7 @@ async def _finished(service: Service, request: Request, job: Job) -> Job | None:
 
 def _images(service: Service, request: Request, job: Job, as_url: bool) -> dict[str, Any]:
     base = str(request.base_url).rstrip("/")
-    data = [
+    data: list[dict[str, Any]] = [
         {"url": f"{base}/v1/generations/{job.id}/images/{index}"}
         if as_url
         else {"b64_json": base64.b64encode(service.store.pictures.get(name)).decode()}
@@ -165,5 +168,6 @@ def _images(service: Service, request: Request, job: Job, as_url: bool) -> dict[
     ]
     if job.request["prompt"] != job.asked.get("prompt"):
         data = [{**entry, "revised_prompt": job.request["prompt"]} for entry in data]
+    data = [entry | ({"flagged": True} if flag else {}) for entry, flag in zip(data, job.flagged, strict=True)]
     size = f"{job.request['width']}x{job.request['height']}"
     return {"created": int(job.created), "data": data, "output_format": "png", "size": size, "id": job.id}

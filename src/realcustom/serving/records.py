@@ -30,7 +30,7 @@ class Job:
     asked: the settings as they were given, characters still by name.
     request: the settings as they are run, all pictures by id.
     error: a sentence, where it failed, was cancelled or was interrupted.
-    images: ids of the finished images.
+    images: ids of the finished images. flagged: for each whether the model's safety checker made it black.
     masks: id of the guidance masks, or None.
     attempts: how often it was begun.
     created, started, finished: seconds since 1970, or None.
@@ -43,6 +43,7 @@ class Job:
     request: dict[str, Any]
     error: str | None
     images: tuple[str, ...]
+    flagged: tuple[bool, ...]
     masks: str | None
     attempts: int
     created: float
@@ -94,13 +95,13 @@ class Jobs:
                 begun.append(self.get(name))
         return begun
 
-    def finish(self, name: str, images: Sequence[str], masks: str | None) -> None:
+    def finish(self, name: str, images: Sequence[str], flagged: Sequence[bool], masks: str | None) -> None:
         """Mark as done, with what was made; all or nothing."""
         with self.store.transaction() as database:
             database.execute(
-                "UPDATE jobs SET state = ?, images = ?, masks = ?, finished = ?, error = NULL "
+                "UPDATE jobs SET state = ?, images = ?, flagged = ?, masks = ?, finished = ?, error = NULL "
                 "WHERE id = ? AND state = ?",
-                (DONE, json.dumps(list(images)), masks, time.time(), name, RUNNING),
+                (DONE, json.dumps(list(images)), json.dumps(list(flagged)), masks, time.time(), name, RUNNING),
             )
 
     def end(self, name: str, state: str, error: str) -> bool:
@@ -251,7 +252,10 @@ def _job(row: sqlite3.Row) -> Job:
     values = dict(row)
     for name in ("asked", "request"):
         values[name] = json.loads(values[name])
-    return Job(**{**values, "images": tuple(json.loads(values["images"]))})
+    values["images"] = tuple(json.loads(values["images"]))
+    # Generations of an earlier version say nothing.
+    flagged = json.loads(values["flagged"]) or [False] * len(values["images"])
+    return Job(**{**values, "flagged": tuple(flagged)})
 
 
 def _character(row: sqlite3.Row) -> Character:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from realcustom.pictures.png import portable
-from realcustom.types import Request, Subject
+from realcustom.types import REFUSED, Request, Subject
 
 MOST_PICTURES = 256  # of one request that are looked up
 DAMAGED = "This picture carries damaged settings."
@@ -72,6 +72,7 @@ def restore(record: Mapping[str, Any], find: Callable[[str], str | None], source
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(DAMAGED) from None
     notes = [f'The setting "{name[:80]}" is not known to this version.' for name in unknown]
+    notes += [f"The picture {REFUSED}"] if record.get("flagged") is True else []
     notes += _other_model(record.get("model"), portable(source))
     return Restored(Request.from_dict(restored).to_dict(), tuple(missing), tuple(notes))
 

@@ -265,7 +265,8 @@ class Runner:
     def _store(self, name: str, result: Result) -> None:
         store = self.jobs.store
         images = [store.add_picture(*pair)["id"] for pair in zip(result.images, result.metadata, strict=True)]
-        self.jobs.finish(name, images, store.add_masks(result.masks) if result.masks else None)
+        flagged = result.flagged or (False,) * len(images)
+        self.jobs.finish(name, images, flagged, store.add_masks(result.masks) if result.masks else None)
 
     def _end(self, name: str, state: str, error: str) -> None:
         if self._steady(lambda: self.jobs.end(name, state, error)):

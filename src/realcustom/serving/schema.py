@@ -79,6 +79,9 @@ class JobView(BaseModel):
     request: dict[str, Any]
     images: list[str] = Field(description="Paths of the finished images.")
     image_ids: list[str] = Field(description="Their ids, usable as references.")
+    flagged: list[bool] = Field(
+        description="Of each finished image whether the model's safety checker refused it: it is black then."
+    )
     masks: list[str] = Field(description="Words that have a guidance mask.")
     attempts: int
     created: float
@@ -219,6 +222,7 @@ class ImageView(BaseModel):
     b64_json: str | None = None
     url: str | None = None
     revised_prompt: str | None = Field(None, description="As it was run, where characters were mentioned.")
+    flagged: bool | None = Field(None, description="True where the model's safety checker made it black.")
 
 
 class ImagesView(BaseModel):

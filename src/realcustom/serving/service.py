@@ -151,6 +151,7 @@ class Service:
             "request": job.request,
             "images": [f"/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
             "image_ids": list(job.images),
+            "flagged": list(job.flagged),
             "masks": words if job.masks else [],
             "attempts": job.attempts,
             "created": job.created,

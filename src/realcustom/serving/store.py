@@ -41,6 +41,7 @@ CREATE INDEX IF NOT EXISTS pictures_by_pixels ON pictures (pixels);
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state TEXT NOT NULL, asked TEXT NOT NULL,
     request TEXT NOT NULL, error TEXT, images TEXT NOT NULL DEFAULT '[]', masks TEXT,
+    flagged TEXT NOT NULL DEFAULT '[]',
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
@@ -49,6 +50,8 @@ CREATE TABLE IF NOT EXISTS characters (
 );
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 """
+
+LATER = "ALTER TABLE jobs ADD COLUMN flagged TEXT NOT NULL DEFAULT '[]'"  # in folders of an earlier version
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +103,8 @@ class Store:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.executescript(SCHEMA)
+        if "flagged" not in {row["name"] for row in self._database.execute("PRAGMA table_info(jobs)")}:
+            self._database.execute(LATER)
 
     def close(self) -> None:
         """Give the folder back."""
