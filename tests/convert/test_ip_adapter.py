@@ -25,7 +25,7 @@ KINDS = [
 
 
 def stock(large: bool, parts: dict):
-    parts = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder")}
+    parts = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder", "controlnet")}
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     if large:

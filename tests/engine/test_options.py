@@ -77,7 +77,7 @@ def test_the_base_from_one_file(tiny_model, tokenizer, plain, tmp_path):
     parts = build_components(tokenizer)
     with torch.no_grad():
         parts["unet"].conv_out.bias += 0.5
-    stock = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder")}
+    stock = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder", "controlnet")}
     stock = StableDiffusionPipeline(**stock, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     _, file = original_layout(stock, tmp_path)
     engine = Engine.load(str(tiny_model), base_file=str(file))
@@ -100,7 +100,7 @@ def test_another_reference_encoder(tiny_model, plain, tmp_path):
 
 def test_an_adapter_without_an_encoder_says_what_is_missing(tokenizer, tmp_path):
     parts = build_components(tokenizer)
-    stock = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder")}
+    stock = {name: part for name, part in parts.items() if name not in ("adapter", "reference_encoder", "controlnet")}
     StableDiffusionPipeline(
         **stock, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     ).save_pretrained(tmp_path / "base")

@@ -8,7 +8,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDif
 from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.scheduler import RealCustomScheduler
 
-OWN = ("adapter", "reference_encoder")
+OWN = ("adapter", "reference_encoder", "controlnet")
 
 
 def stock(pipe, cls, **extra):

@@ -43,12 +43,14 @@ class Branch:
         references: what the backbone's adapter made of the references; None: they see none.
         masks: (B, S, G, g), how much each subject's references act at each position; None: 1 everywhere.
         recorder: takes the attention of these rows; only the last branch of a pass may have one.
+        control: what else the network is given; the same for all branches of a pass.
     """
 
     text: Text
     references: Any = None
     masks: torch.Tensor | None = None
     recorder: MaskRecorder | None = None
+    control: Any = None
 
 
 class GuidancePassDone(Exception):

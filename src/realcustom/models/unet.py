@@ -258,6 +258,8 @@ class UNetBackbone:
         latents = latents if len(branches) == 1 else torch.cat([latents] * len(branches))
         if timestep.dim() and len(branches) > 1:
             timestep = timestep.repeat(len(branches))
+        control = branches[0].control
+        residuals = {} if control is None else control.residuals(latents, timestep, text)
         try:
             out = self.unet(
                 latents,
@@ -265,6 +267,7 @@ class UNetBackbone:
                 encoder_hidden_states=text.embeds,
                 added_cond_kwargs=text.added,
                 return_dict=False,
+                **residuals,
                 **self.options,
             )[0]
         except GuidancePassDone:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from realcustom.models.backbone import Text
 from realcustom.models.compiled import compile_blocks
 from realcustom.models.unet import UNetBackbone
 from realcustom.pipelines.callbacks import StepTensors
-from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise
+from realcustom.pipelines.canvas import Canvas, Start, canvas_of, shortened, start_of, start_size, within
+from realcustom.pipelines.controls import control_of
+from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise, unmasked
 from realcustom.pipelines.loading import OWN_COMPONENTS, LoadingMixin
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
 from realcustom.pipelines.references import fixed_references, scored_references
@@ -40,7 +42,16 @@ OWN_ARGUMENTS: dict[str, Any] = {
     "guidance_interval": EVERYWHERE,
     "mask": None,
     "keep_share": 0.8,
+    "image": None,
+    "strength": None,
+    "mask_image": None,
+    "padding_mask_crop": None,
+    "control_image": None,
+    "controlnet_conditioning_scale": 1.0,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
 }
+PICTURES = ("image", "mask_image", "control_image")  # with one of them a call runs our loop, subjects or not
 
 
 def stock_arguments(
@@ -192,12 +203,15 @@ class RealCustomMixin(LoadingMixin):
         """
         inspect.signature(type(self).__call__).bind(self, prompt, subjects, **arguments)
         rows = as_rows(subjects, prompt)
-        if not rows[0]:
+        if not rows[0] and all(arguments.get(name) is None for name in PICTURES):
             return self._stock(prompt, arguments)
-        call = self._completed(prompt, arguments)
-        scales = self.guidance_scales(call["guidance_scale"], call["image_guidance_scale"])
+        call = self._completed(prompt, arguments, with_subjects=bool(rows[0]))
+        scales = call["guidance_scale"], call["image_guidance_scale"]
+        if rows[0]:
+            scales = self.guidance_scales(*scales)
         for row in rows:
             self.check_ready(row, *scales)
+        canvas = canvas_of(call, self.vae_scale_factor)
         self._check_call(prompt, call)
         tensors = StepTensors.of(call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"], self)
         guidance = choose_guidance(*self._network_scales(scales), call["guidance_interval"], call["guidance_rescale"])
@@ -206,13 +220,19 @@ class RealCustomMixin(LoadingMixin):
         self._clip_skip, self._interrupt = call["clip_skip"], False
         self._cross_attention_kwargs = call["cross_attention_kwargs"]
         text, negative = self._encode(prompt, call, guidance.needs_negative)
-        sampling, latents = self._start(call, text)
+        sampling, latents = self._start(call, text, canvas)
+        control = control_of(call, self.controlnet, self)
         backbone = self.backbone(self._network_options(scales[0], text.embeds))
-        conditions = self._conditions(prompts, (text, negative), backbone, latents, call["keep_share"])
-        loop = denoise(backbone, sampling, latents, conditions, guidance, call["mask"] or self.default_mask)
+        if rows[0]:
+            conditions = self._conditions(prompts, (text, negative), backbone, latents, call["keep_share"], canvas)
+            conditions = replace(conditions, control=control)
+            loop = denoise(backbone, sampling, latents, conditions, guidance, call["mask"] or self.default_mask)
+        else:
+            loop = unmasked(backbone, sampling, latents, (text, negative), None, guidance, control)
         with backbone.installed(), torch.no_grad():
             latents, masks = self._walk(loop, sampling, tensors)
-        return self._finished(latents, named_masks(masks, rows), text.embeds.dtype, call)
+        by_word = {} if masks is None else named_masks(masks, rows)
+        return self._finished(latents, by_word, text.embeds.dtype, call, canvas)
 
     def _stock(self, prompt, arguments: Mapping[str, Any]) -> RealCustomOutput | tuple:
         """The stock pipeline's own call; what only subjects use is left out."""
@@ -227,8 +247,9 @@ class RealCustomMixin(LoadingMixin):
         result = RealCustomOutput(images=out.images, nsfw_content_detected=getattr(out, "nsfw_content_detected", None))
         return result if arguments.get("return_dict", True) else (result.images, result.masks)
 
-    def _completed(self, prompt, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """All arguments of a call with subjects: the signature's defaults, ours where the adapter has its own.
+    def _completed(self, prompt, arguments: Mapping[str, Any], with_subjects: bool = True) -> dict[str, Any]:
+        """All arguments of a call that runs our loop: the signature's defaults, with subjects ours where the adapter
+        has its own.
 
         Raises:
             ValueError: an argument that cannot be used together with subjects is given.
@@ -237,14 +258,15 @@ class RealCustomMixin(LoadingMixin):
         parameters = inspect.signature(call).parameters
         for name in sorted(call.refused & arguments.keys()):
             if arguments[name] is not None and arguments[name] != parameters[name].default:
-                raise ValueError(f"{name} cannot be used together with subjects.")
+                raise ValueError(f"{name} cannot be used together with {'subjects' if with_subjects else 'a picture'}.")
         if prompt is None:
             raise ValueError("Subjects need a prompt in which their words stand; prompt_embeds alone do not tell.")
         values = {name: parameter.default for name, parameter in list(parameters.items())[3:]}
-        values |= {"guidance_scale": None, "num_inference_steps": self.default_steps}
-        values |= self._own_defaults(prompt)
+        if with_subjects:
+            values |= {"guidance_scale": None, "num_inference_steps": self.default_steps}
+            values |= self._own_defaults(prompt)
         values |= {name: value for name, value in arguments.items() if value is not None}
-        height, width = self.native_size
+        height, width = start_size(values, self.vae_scale_factor) or self.native_size
         return {**values, "height": values["height"] or height, "width": values["width"] or width}
 
     def _own_defaults(self, prompt: str | Sequence[str]) -> dict[str, Any]:
@@ -269,18 +291,32 @@ class RealCustomMixin(LoadingMixin):
             options["timestep_cond"] = embedding.to(embeds)
         return options
 
-    def _start(self, call: Mapping[str, Any], text: Text) -> tuple[Sampling, torch.Tensor]:
-        """The scheduler with its timesteps set, and the initial noise (B, C, h, w)."""
+    def _start(self, call: Mapping[str, Any], text: Text, canvas: Canvas | None) -> tuple[Sampling, torch.Tensor]:
+        """The scheduler with its timesteps set, and the latents (B, C, h, w) that the run starts from."""
         device, generator = self._execution_device, call["generator"]
         timesteps, steps = retrieve_timesteps(
             self.scheduler, call["num_inference_steps"], device, call["timesteps"], call["sigmas"]
         )
-        latents = self.prepare_latents(
-            text.embeds.shape[0], self.unet.config.in_channels, call["height"], call["width"],
-            text.embeds.dtype, device, generator, call["latents"],
-        )  # fmt: skip
-        step_kwargs = self.prepare_extra_step_kwargs(generator, call["eta"])
-        return Sampling(scheduler=self.scheduler, steps=steps, timesteps=timesteps, step_kwargs=step_kwargs), latents
+        count, channels = text.embeds.shape[0], self.vae.config.latent_channels
+        if canvas is None and self.unet.config.in_channels > channels:
+            raise ValueError("This base model fills holes: give image and mask_image.")
+        if canvas is None:
+            latents = self.prepare_latents(
+                count, channels, call["height"], call["width"], text.embeds.dtype, device, generator, call["latents"]
+            )
+            start = Start(latents=latents)
+        else:
+            timesteps, steps = shortened(self.scheduler, timesteps, steps, canvas.strength)
+            start = start_of(canvas, self, timesteps[:1], count, generator, call["latents"])
+        sampling = Sampling(
+            scheduler=self.scheduler,
+            steps=steps,
+            timesteps=timesteps,
+            step_kwargs=self.prepare_extra_step_kwargs(generator, call["eta"]),
+            beside=start.beside,
+            rest=start.rest,
+        )
+        return sampling, start.latents
 
     def _conditions(
         self,
@@ -289,6 +325,7 @@ class RealCustomMixin(LoadingMixin):
         backbone: UNetBackbone,
         latents: torch.Tensor,
         keep_share: float,
+        canvas: Canvas | None,
     ) -> Conditions:
         """Everything the loop is conditioned on, on the device that computes."""
         device, (text, negative) = latents.device, texts
@@ -297,6 +334,8 @@ class RealCustomMixin(LoadingMixin):
         rows = [list(row.values()) for row in prompts.rows]
         if len(rows) > 1:
             rows = [row for row in rows for _ in range(prompts.images)]
+        if canvas is not None:
+            rows = within(rows, canvas)
         regions = regions_of(rows, backbone.mask_grid(latents))
         return Conditions(
             text=text,
@@ -326,15 +365,17 @@ class RealCustomMixin(LoadingMixin):
                     bar.update()
                 if self.interrupt:
                     break
-        return step.latents, torch.stack(masks).float().cpu()
+        return step.latents, None if masks[0] is None else torch.stack(masks).float().cpu()
 
-    def _finished(self, latents: torch.Tensor, masks, dtype: torch.dtype, call: Mapping[str, Any]):
+    def _finished(self, latents: torch.Tensor, masks, dtype: torch.dtype, call: Mapping[str, Any], canvas=None):
         """Latents (B, C, h, w) to what the call returns."""
         flagged = None
         if call["output_type"] == "latent":
             images = latents
         else:
             images, flagged = self.pictures(latents, call["output_type"], dtype)
+            if canvas is not None and canvas.paste is not None:
+                images = [canvas.paste(image) for image in images]
         self.maybe_free_model_hooks()
         result = RealCustomOutput(images=images, masks=masks, nsfw_content_detected=flagged)
         return result if call["return_dict"] else (result.images, result.masks)

@@ -68,7 +68,7 @@ class ScoredReferences:
         dtype = self.adapter.dtype
         inputs = ScoringInputs(
             text=self.text.to(dtype),
-            latents=latents.to(dtype),
+            latents=latents[:, : self.adapter.config.scoring_config.get("latent_channels", 4)].to(dtype),
             masks=masks[:, list(self.owners)].to(dtype),
             alpha_bar=self.alphas_cumprod[timestep.round().long()].to(latents.device, dtype),
             keep=self.keep_share,

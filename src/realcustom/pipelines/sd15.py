@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -16,6 +17,7 @@ from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
 from realcustom.pipelines.base import RealCustomMixin, stock_arguments
+from realcustom.pipelines.controls import joined_nets
 from realcustom.pipelines.output import RealCustomOutput
 
 REFUSED = ("prompt_embeds", "negative_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
@@ -25,7 +27,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
     """diffusers' StableDiffusionPipeline with subjects; without subjects it is that pipeline, pixel for pixel."""
 
     model_cpu_offload_seq = "text_encoder->reference_encoder->adapter->unet->vae"
-    _optional_components = [*StableDiffusionPipeline._optional_components, "reference_encoder", "adapter"]
+    _optional_components = [*StableDiffusionPipeline._optional_components, "reference_encoder", "adapter", "controlnet"]
     _callback_tensor_inputs = [*StableDiffusionPipeline._callback_tensor_inputs, "masks"]
 
     def __init__(
@@ -40,6 +42,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
         image_encoder: CLIPVisionModelWithProjection | None = None,
         reference_encoder: ReferenceEncoder | ClipReferenceEncoder | ClipImageEncoder | None = None,
         adapter: RealCustomAdapter | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | None = None,
         requires_safety_checker: bool = False,
         defaults: dict | None = None,
     ):
@@ -54,7 +57,7 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             image_encoder,
             requires_safety_checker,
         )
-        self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
+        self.register_modules(reference_encoder=reference_encoder, adapter=adapter, controlnet=joined_nets(controlnet))
         self.register_to_config(defaults=defaults)
 
     @torch.no_grad()
@@ -78,6 +81,12 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             guidance_interval: shares (low, high) of the steps between which the negative pass is made and guides.
             mask: `MaskSettings`, how the guidance mask is made; None is the adapter's own.
             keep_share: gamma_num in (0, 1], only for adapters with a scoring module.
+            image: a start picture; `strength` above 0 to 1 is the share of the steps that are run on it (0.8, with a hole
+                1). With `mask_image`, white where the picture is drawn anew, the rest stays, and the hole is the region
+                of the subjects that have none; `padding_mask_crop` works on the hole and as many pixels around it at
+                full resolution. A path, PIL image, or what diffusers' pipelines take.
+            control_image: a picture for the pipeline's `controlnet`, one for each where there are several, with
+                controlnet_conditioning_scale, control_guidance_start and control_guidance_end as in diffusers.
             arguments: all others of StableDiffusionPipeline. Together with subjects, num_inference_steps is 25 where it
                 is not given, a callback may also have "masks", a prompt longer than the model reads is refused, and
                 prompt_embeds and diffusers' own IP-Adapter are not available. A list of generators makes each image

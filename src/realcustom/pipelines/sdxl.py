@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import (
     CLIPImageProcessor,
@@ -21,6 +22,7 @@ from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
 from realcustom.pipelines.base import RealCustomMixin, stock_arguments
+from realcustom.pipelines.controls import joined_nets
 from realcustom.pipelines.output import RealCustomOutput
 
 REFUSED = (
@@ -44,7 +46,12 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->reference_encoder->adapter->unet->vae"
-    _optional_components = [*StableDiffusionXLPipeline._optional_components, "reference_encoder", "adapter"]
+    _optional_components = [
+        *StableDiffusionXLPipeline._optional_components,
+        "reference_encoder",
+        "adapter",
+        "controlnet",
+    ]
     _callback_tensor_inputs = [*StableDiffusionXLPipeline._callback_tensor_inputs, "masks"]
 
     def __init__(
@@ -60,6 +67,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         feature_extractor: CLIPImageProcessor | None = None,
         reference_encoder: ReferenceEncoder | ClipReferenceEncoder | ClipImageEncoder | None = None,
         adapter: RealCustomAdapter | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | None = None,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
         released_conditioning: bool = False,
@@ -78,7 +86,7 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             force_zeros_for_empty_prompt,
             add_watermarker,
         )
-        self.register_modules(reference_encoder=reference_encoder, adapter=adapter)
+        self.register_modules(reference_encoder=reference_encoder, adapter=adapter, controlnet=joined_nets(controlnet))
         self.register_to_config(released_conditioning=released_conditioning, defaults=defaults)
 
     @torch.no_grad()
