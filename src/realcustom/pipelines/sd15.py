@@ -81,10 +81,10 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
             guidance_interval: shares (low, high) of the steps between which the negative pass is made and guides.
             mask: `MaskSettings`, how the guidance mask is made; None is the adapter's own.
             keep_share: gamma_num in (0, 1], only for adapters with a scoring module.
-            image: a start picture; `strength` above 0 to 1 is the share of the steps that are run on it (0.8, with a hole
-                1). With `mask_image`, white where the picture is drawn anew, the rest stays, and the hole is the region
-                of the subjects that have none; `padding_mask_crop` works on the hole and as many pixels around it at
-                full resolution. A path, PIL image, or what diffusers' pipelines take.
+            image: a start picture; `strength` above 0 to 1 is the share of the steps that are run on it (0.8, with a
+                hole 1). With `mask_image`, white where the picture is drawn anew, the rest stays, and the hole is the
+                region of the subjects that have none; `padding_mask_crop` works on the hole and as many pixels around
+                it at full resolution. A path, PIL image, or what diffusers' pipelines take.
             control_image: a picture for the pipeline's `controlnet`, one for each where there are several, with
                 controlnet_conditioning_scale, control_guidance_start and control_guidance_end as in diffusers.
             arguments: all others of StableDiffusionPipeline. Together with subjects, num_inference_steps is 25 where it
