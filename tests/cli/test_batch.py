@@ -193,3 +193,18 @@ def test_kill_loses_nothing_finished_and_makes_nothing_twice(realcustom, folder,
     assert realcustom(*arguments, "whole").code == 0
     for line in lines:
         assert np.array_equal(pixels(f"out/{line['id']}.png"), pixels(f"whole/{line['id']}.png"))
+
+
+def test_two_batches_do_not_work_in_one_folder(realcustom, folder, write, tiny_model):
+    from realcustom.batch.places import alone_in
+
+    write(job("a"))
+    (folder / "out").mkdir()
+    with alone_in("out"):
+        refused = realcustom("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model)
+        assert refused.code == 2
+        assert "Another batch works in" in refused.error
+        assert realcustom("batch", "jobs.jsonl", "--out", "other", "--model", tiny_model).code == 0
+    assert os.listdir("out") == []
+    assert realcustom("batch", "jobs.jsonl", "--out", "out", "--model", tiny_model).code == 0
+    assert sorted(os.listdir("out")) == ["a.json", "a.png"]

@@ -125,6 +125,36 @@ def test_silent_clients_keep_nobody_out_and_busy_ones_are_not_cut_off():
     asyncio.run(with_server(10, client))
 
 
+def test_a_connection_rests_longer_than_clients_keep_theirs(monkeypatch):
+    """What the server closes at the moment when a client uses it again is an error that no client repeats."""
+    monkeypatch.setattr(connections, "HEADERS", 0.2)
+    assert connections.REST > 60
+
+    async def client(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200" in await reader.readuntil(b"xxxxx")
+            await asyncio.sleep(0.5)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        start = time.monotonic()
+        assert await asyncio.wait_for(reader.read(1), 5) == b"", "a head that does not end is late as ever"
+        assert time.monotonic() - start < 2
+
+    asyncio.run(with_server(10, client))
+
+
+def test_a_resting_connection_gives_way():
+    async def client(port: int) -> None:
+        resting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        for reader, writer in resting:
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"200" in await reader.readuntil(b"xxxxx")
+        assert await ask(port) == 200
+
+    asyncio.run(with_server(10, client))
+
+
 def test_a_connection_is_used_again_and_again(monkeypatch):
     monkeypatch.setattr(connections, "HEADERS", 0.5)
 

@@ -15,6 +15,7 @@ from realcustom.pictures.png import read_metadata
 from realcustom.serving.records import forget_unused
 
 from .conftest import data_url, png, wait
+from .promises import hold_event
 
 ASK = {"prompt": "a dog on the beach", "steps": 2, "seed": 3}
 
@@ -100,6 +101,8 @@ def test_events_tell_every_step_and_the_end(client):
         kinds.append(head.removeprefix("event: "))
         records.append(json.loads(line.removeprefix("data: ")))
     assert kinds[-1] == "end"
+    for kind, record in zip(kinds, records, strict=True):
+        hold_event(client.app, kind, record)
     assert records[-1]["state"] == "done"
     steps = [record["step"] for record in records[:-1]]
     assert steps == sorted(steps)

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import time
+from contextlib import contextmanager
 
 import pytest
 from conftest import picture
@@ -15,7 +16,7 @@ from realcustom.serving import runner as runner_module
 from realcustom.serving import upkeep
 from realcustom.serving.blobs import Blobs
 from realcustom.serving.store import DATABASE
-from realcustom.serving.trouble import storage_trouble
+from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
 from .conftest import png, until, wait
 
@@ -89,6 +90,33 @@ def test_the_disk_is_looked_at_while_nothing_is_made(client, service, monkeypatc
     monkeypatch.undo()
     monkeypatch.setattr(upkeep, "LOOK_AGAIN", 0.1)
     until(lambda: client.get("/v1/ready").status_code == 200)
+
+
+def test_room_made_by_removing_something_is_seen_soon(client, service, monkeypatch):
+    """What a request has met is looked after at once, not at the next look at a disk that was well."""
+    monkeypatch.setattr(upkeep, "LOOK", 600.0)
+    time.sleep(0.5)  # until it rests for as long
+    service.store.note(StorageTrouble("There is no room left on the disk of this server.", 507))
+    until(lambda: client.get("/v1/ready").status_code == 200, seconds=5)
+
+
+def test_a_picture_can_be_removed_from_a_full_disk(client, service, monkeypatch):
+    """Its file goes before the record of that is written, for which there was no room."""
+    name = client.post("/v1/images", content=png()).json()["id"]
+    path, transaction = service.store.pictures.path(name), service.store.transaction
+
+    @contextmanager
+    def crowded():
+        with transaction() as database:
+            yield database
+            if path.exists():
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+
+    monkeypatch.setattr(service.store, "transaction", crowded)
+    assert client.delete(f"/v1/images/{name}").status_code == 204
+    assert client.get(f"/v1/images/{name}").status_code == 404
 
 
 def test_companions_of_a_failed_batch_do_not_stay_running(client, service, monkeypatch):

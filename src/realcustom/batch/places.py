@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -143,10 +145,37 @@ def make_folder(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except ValueError:
         raise
+    except FileExistsError as error:
+        raise ValueError(f"{folder} is a file; --out names a folder.") from error
     except Exception as error:
         raise ValueError(f"The folder {folder} cannot be made: {_reason(error)}.") from error
     if not os.access(folder, os.W_OK):
         raise ValueError(f"There is no permission to write in {folder}.")
+
+
+@contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Hold a local folder against another run of this machine, which would do the same work twice; nothing at a URL.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    if is_url(folder):
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # The folder itself, so that no file is left in it; the system gives it back however the process ends.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"Another batch works in {folder}: wait for its end, or choose another --out.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes(place: str, data: bytes) -> None:

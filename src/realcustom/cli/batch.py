@@ -61,26 +61,27 @@ def batch(
     with status("Checking pictures ..."):
         good, more, hashes = outputs.check_files(good, source, out, save_masks)
     _tell(jobs, [*problems, *more], skip_bad)
-    plan = outputs.plan(good, hashes, loading.deciding(), out, save_masks, not no_metadata)
-    if not redo:
-        _check_changed(plan.changed)
-        _check_foreign(plan.foreign)
-    if not plan.tasks:
-        typer.echo(f"All {plan.finished} jobs are done already.", err=True)
-        return
     places.make_folder(out)
-    if engine is Place.ray:
-        from realcustom.distributed.ray_batch import RayBatch
+    with places.alone_in(out):
+        plan = outputs.plan(good, hashes, loading.deciding(), out, save_masks, not no_metadata)
+        if not redo:
+            _check_changed(plan.changed)
+            _check_foreign(plan.foreign)
+        if not plan.tasks:
+            typer.echo(f"All {plan.finished} jobs are done already.", err=True)
+            return
+        if engine is Place.ray:
+            from realcustom.distributed.ray_batch import RayBatch
 
-        with RayBatch(loading.located().to_dict(), address=ray_address, workers=workers) as cluster:
-            tasks = _allowed(jobs, plan.tasks, cluster.refused(plan.tasks), skip_bad)
-            _run(cluster.run(tasks), tasks, plan.finished)
-    else:
-        from realcustom.batch.run import refused, run_local
+            with RayBatch(loading.located().to_dict(), address=ray_address, workers=workers) as cluster:
+                tasks = _allowed(jobs, plan.tasks, cluster.refused(plan.tasks), skip_bad)
+                _run(cluster.run(tasks), tasks, plan.finished)
+        else:
+            from realcustom.batch.run import refused, run_local
 
-        loaded = load_engine(loading)
-        tasks = _allowed(jobs, plan.tasks, refused(loaded, plan.tasks), skip_bad)
-        _run(run_local(loaded, tasks), tasks, plan.finished)
+            loaded = load_engine(loading)
+            tasks = _allowed(jobs, plan.tasks, refused(loaded, plan.tasks), skip_bad)
+            _run(run_local(loaded, tasks), tasks, plan.finished)
 
 
 def _tell(jobs: str, problems: Iterable[Problem], skip_bad: bool) -> None:

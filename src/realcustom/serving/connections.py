@@ -14,7 +14,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS = 10.0  # seconds for the head of a request, from the connection or the answer before
+HEADERS = 10.0  # seconds for the head of a request, from the connection or, after an answer, from its first byte
+# Seconds that a connection may rest after an answer: more than clients keep theirs, since what the server closes while
+# a client begins to use it again is an error there.
+REST = 75
 BODY = 30.0  # seconds between two pieces of a body
 UNREAD = 60.0  # seconds that an answer may wait to be read
 BACKLOG = 512  # connections that may wait to be accepted; accepted at once, they are above the bound for a moment
@@ -46,6 +49,7 @@ def listen(app, listener: socket.socket, connections: int) -> None:
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=REST,
         timeout_graceful_shutdown=DRAIN,
     )
     uvicorn.Server(config).run(sockets=[listener])
@@ -103,9 +107,12 @@ class BoundedProtocol(H11Protocol):
         self._watch()
 
     def on_response_complete(self) -> None:
-        """An answer was sent."""
+        """An answer was sent; the connection rests, and uvicorn closes it after `REST`."""
         super().on_response_complete()
-        self._watch()
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self._reading, self.silent_since = _cancelled(self._reading), self.loop.time()
+        else:
+            self._watch()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as we write."""
@@ -126,8 +133,8 @@ class BoundedProtocol(H11Protocol):
             # Every piece counts; the head of a request must come as a whole.
             self._reading, self.silent_since = _cancelled(self._reading), None
             self._reading = self.loop.call_later(BODY, self._body_is_late)
-        elif self.silent_since is None:
-            self._reading, self.silent_since = _cancelled(self._reading), self.loop.time()
+        elif self._reading is None:
+            self.silent_since = self.silent_since or self.loop.time()
             self._reading = self.loop.call_later(HEADERS, self.transport.abort)
 
     def _body_is_late(self) -> None:

@@ -132,11 +132,7 @@ async def _answered(service: Service, request: Request, asked: Asked) -> Respons
         raise Refusal(sentence, "model", "model_not_found", 404)
     with refusing():
         job = await run_in_threadpool(service.submit, asked.fields)
-    try:
-        finished = await _finished(service, request, job)
-    except asyncio.CancelledError:
-        service.runner.cancel(job.id)
-        raise
+    finished = await _finished(service, request, job)
     if finished is None:
         return Response(status_code=LEFT)
     if not finished.finished_well:

@@ -172,8 +172,9 @@ def forget_picture(store: Store, image: str) -> bool:
     with store.transaction() as database:
         if _used(database, image):
             return False
+        # The file first: on a full disk it makes the room that the record of its removal needs.
+        store.pictures.remove(image)
         database.execute("DELETE FROM pictures WHERE id = ?", (image,))
-    store.pictures.remove(image)
     return True
 
 
@@ -185,9 +186,9 @@ def forget_unused(store: Store, days: float) -> int:
     with store.transaction() as database:
         old = database.execute("SELECT id FROM pictures WHERE created < ?", (time.time() - days * 86400,)).fetchall()
         unused = [row["id"] for row in old if not _used(database, row["id"])]
+        for image in unused:
+            store.pictures.remove(image)
         database.executemany("DELETE FROM pictures WHERE id = ?", [(image,) for image in unused])
-    for image in unused:
-        store.pictures.remove(image)
     return len(unused)
 
 

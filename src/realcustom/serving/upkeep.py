@@ -50,7 +50,13 @@ class Upkeep:
             except Exception as error:
                 if storage_trouble(error) is None:
                     log.exception("upkeep")
-            self._ending.wait(LOOK if self.store.trouble is None else LOOK_AGAIN)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Until the next look at the disk, which comes early where a request has met trouble meanwhile."""
+        end = time.monotonic() + LOOK
+        while not self._ending.wait(LOOK_AGAIN) and time.monotonic() < end and self.store.trouble is None:
+            pass
 
 
 def sweep(store: Store, jobs: Jobs, limits: Limits) -> None:
