@@ -236,6 +236,20 @@ def black_model(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_controlnet(tmp_path_factory) -> Path:
+    """A folder with a ControlNet for `tiny_model` that says something."""
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(2)
+    net = ControlNetModel.from_unet(build_unet(), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    folder = tmp_path_factory.mktemp("models") / "outlines"
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_xl_model(tokenizer, tmp_path_factory) -> Path:
     """A folder with a saved tiny `RealCustomXLPipeline`."""
     from realcustom import RealCustomXLPipeline

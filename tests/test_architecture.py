@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "realcustom"
 
 # A room imports rooms of its own row and of earlier ones. The package's front, which hands out names, is in no row.
 ORDER = (
-    {"types", "pictures", "hub"},
+    {"checks", "types", "pictures", "hub"},
     {"encoders", "guidance"},
     {"models"},
     {"convert", "pipelines"},

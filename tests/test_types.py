@@ -105,7 +105,7 @@ def test_one_image_of_a_request_is_a_request_with_its_seed():
         ({"subjects": {"dog": {"images": "x.png", "strength": math.nan}}}, "strength of a subject"),
         ({"subjects": {"dog": {"images": "x.png", "region": [0, 0, 1]}}}, "box of four numbers"),
         ({"subjects": {"dog": {"images": "x.png", "region": [0.5, 0, 0.5, 1]}}}, "is empty"),
-        ({"subjects": {"dog": {"images": "x.png", "region": [0, 0, 2, 1]}}}, "side of a subject's region"),
+        ({"subjects": {"dog": {"images": "x.png", "region": [0, 0, 2, 1]}}}, "side of the region of a subject"),
         ({"colour": "red"}, "'colour' is no field of a request"),
     ],
 )

@@ -30,7 +30,14 @@ REQUEST = {
     "image_guidance_scale": 4.5,
     "mask_scope": 0.4,
     "preset": "fast",
+    "image": "photo.png",
+    "denoising": 0.5,
+    "hole": "hole.png",
+    "feather": 3,
+    "padding": 4,
+    "controls": [{"image": "outline.png", "name": "outline", "scale": 0.5, "start": 0.25, "end": 1.0}],
 }
+PICTURES = ("subjects", "image", "hole", "controls")  # fields that name pictures
 OPTIONS = {
     "negative_prompt": "--negative-prompt",
     "steps": "--steps",
@@ -40,6 +47,11 @@ OPTIONS = {
     "image_guidance_scale": "--image-guidance-scale",
     "mask_scope": "--mask-scope",
     "preset": "--preset",
+    "image": "--image",
+    "denoising": "--denoising",
+    "hole": "--hole",
+    "feather": "--feather",
+    "padding": "--padding",
 }
 
 
@@ -52,6 +64,11 @@ def write_pictures(folder: Path) -> None:
     paint = np.full((16, 16, 4), 255, dtype=np.uint8)
     paint[:8, :, 3] = 0
     Image.fromarray(paint).save(folder / "mask.png")
+    picture(2, 80).save(folder / "photo.png")
+    hole = np.zeros((20, 20), dtype=np.uint8)
+    hole[5:15, 2:18] = 255
+    Image.fromarray(hole).save(folder / "hole.png")
+    picture(3).save(folder / "outline.png")
 
 
 def command_options() -> list[str]:
@@ -63,4 +80,7 @@ def command_options() -> list[str]:
         options += ["--strength", f"{word}={subject['strength']}", "--region", f"{word}={region}"]
         if subject["weights"]:
             options += ["--weights", f"{word}={','.join(map(str, subject['weights']))}"]
+    for control in REQUEST["controls"]:
+        numbers = f"{control['scale']},{control['start']},{control['end']}"
+        options += ["--control", f"{control['name']}={control['image']}@{numbers}"]
     return [*options, "--size", f"{REQUEST['width']}x{REQUEST['height']}"]

@@ -8,11 +8,13 @@ tokens of a word) is checked by `realcustom.engine.engine`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any
+
+from realcustom.checks import box, check_fields, finite, outline, text, weights_of, whole
 
 MAX_SUBJECTS = 4
 MAX_IMAGES = 64
@@ -22,7 +24,6 @@ MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 # What every door says of such an image, after its name.
 REFUSED = "is black: the model's safety checker refused it. Another seed, or another prompt, may pass."
 RANDOM_SEED = -1  # stands for a seed that the request draws when it is made
-MAX_PROMPT_CHARACTERS = 2000
 
 WHOLE_FIELDS = (
     ("height", "The height", 8, MAX_SIDE),
@@ -31,59 +32,20 @@ WHOLE_FIELDS = (
     ("num_images", "The number of images", 1, MAX_IMAGES),
     ("seed", "The seed", RANDOM_SEED, MAX_SEED),
 )
+EDGE_FIELDS = (("feather", "The feather", 0, 1024), ("padding", "The padding", 0, 1024))
 FINITE_FIELDS = (
     ("guidance_scale", "The guidance scale", 100.0),
     ("image_guidance_scale", "The image guidance scale", 100.0),
     ("mask_scope", "The mask scope", 1.0),
 )
 
-Box = tuple[float, float, float, float]
+MAX_CONTROLS = 4
+NEEDED = {"image": "a picture to start from", "hole": "the place where it is drawn anew"}
 
 
-def plain_number(value: Any) -> Any:
-    """A number of numpy or another array library (a scalar, or an array of no dimensions) as Python's own."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    return value
-
-
-def finite(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float within [low, high]; ValueError with one sentence that names `name` otherwise."""
-    number = plain_number(value)
-    # Compared before it is converted: an int may be larger than any float, and NaN is within no bounds.
-    if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {_shown(value)}.")
-    return float(number)
-
-
-def whole(name: str, value: Any, low: int, high: int) -> int:
-    """`value`, 7 or 7.0, as an int within [low, high]; ValueError with one sentence that names `name` otherwise."""
-    number = plain_number(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if isinstance(number, bool) or not isinstance(number, Integral) or not low <= number <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
-    return int(number)
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def text(name: str, value: Any) -> str:
-    """`value` as a printable string of at most `MAX_PROMPT_CHARACTERS`; ValueError otherwise."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {type(value).__name__}.")
-    if len(value) > MAX_PROMPT_CHARACTERS:
-        raise ValueError(f"{name} has {len(value)} characters; {MAX_PROMPT_CHARACTERS} is the most.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds characters that are not valid text.") from None
-    if "\0" in value:
-        raise ValueError(f"{name} holds a null character.")
-    return value
+IMAGE, MASK = "image", "mask"
+Visit = Callable[[Any, str, str], Any]
+"""(picture, IMAGE or MASK, what it is) -> what stands in its place."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +73,9 @@ class Subject:
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "strength", finite("The strength of a subject", self.strength, 0.0, 2.0))
         if isinstance(self.region, (list, tuple)):
-            object.__setattr__(self, "region", _box(self.region))
+            object.__setattr__(self, "region", box(self.region))
         if self.weights is not None:
-            object.__setattr__(self, "weights", _weights(self.weights, len(images)))
+            object.__setattr__(self, "weights", weights_of(self.weights, len(images)))
 
     def __eq__(self, other: object) -> bool:
         """Equal field by field, also where pictures or a region are arrays, whose own equality is an array."""
@@ -126,12 +88,15 @@ class Subject:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; images and a mask region must be paths or ids (ValueError for an image in memory)."""
+        return json_form(self.with_pictures(lambda picture, *_: _path(picture)))
+
+    def with_pictures(self, visit: Visit, word: str = "") -> Subject:
+        """The subject with `visit(picture, kind, what)` in the place of every picture; see `Request.with_pictures`."""
+        images = [visit(image, IMAGE, f'The reference of "{word}"') for image in self.images]
         region = self.region
         if region is not None and not isinstance(region, tuple):
-            region = _path(region)
-        weights = None if self.weights is None else list(self.weights)
-        images = [_path(image) for image in self.images]
-        return {"images": images, "strength": self.strength, "region": region, "weights": weights}
+            region = visit(region, MASK, f'The region of "{word}"')
+        return _copy(self, images=tuple(images), region=region)
 
     @classmethod
     def from_any(cls, value: Any) -> Subject:
@@ -144,6 +109,42 @@ class Subject:
                 raise ValueError("A subject needs at least one reference image.")
             return cls(**value)
         return cls(images=value)
+
+
+@dataclass(frozen=True)
+class ControlImage:
+    """A picture for a ControlNet: outlines, depth, a pose.
+
+    image: a path, a `PIL.Image.Image` or an open binary file, stretched to the output.
+    name: of the ControlNet as it was loaded; "" where there is one only.
+    scale: how much it acts, 0 to 2.
+    start, end: shares of the run between which it acts, 0 to 1.
+    """
+
+    image: Any
+    name: str = field(default="", kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
+    start: float = field(default=0.0, kw_only=True)
+    end: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        text("The name of a control", self.name)
+        for name, high in (("scale", 2.0), ("start", 1.0), ("end", 1.0)):
+            object.__setattr__(self, name, finite(f"The {name} of a control", getattr(self, name), 0.0, high))
+        if self.start >= self.end:
+            raise ValueError(f"A control must end after its start, not go from {self.start:g} to {self.end:g}.")
+
+    @classmethod
+    def from_any(cls, value: Any) -> ControlImage:
+        """A `ControlImage` from one, its JSON form, or a picture."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            check_fields(value, cls, "a control")
+            if "image" not in value:
+                raise ValueError("A control needs an image.")
+            return cls(**value)
+        return cls(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,16 @@ class Request:
     image_guidance_scale: w_i of RealCustom Eq. 13, 0 to 100. With neither scale the model's own are taken.
     mask_scope: gamma_scope, the share of positions that the guidance mask keeps, above 0 up to 1.
     preset: a name in `realcustom.engine.presets`; it fills in what the request leaves open.
+    image: a picture to start from, as an image of a subject.
+    denoising: share of the steps that are run on it, above 0 up to 1, where nothing of it is left but its size. None:
+        0.8, with a hole 1.
+    hole: where the picture is drawn anew, the rest stays as it is: a box (left, top, right, bottom) or three and more
+        corners ((x, y), ...), in fractions of its width and height, or a mask as in `Subject.region`. It is the region
+        of the subjects that have none.
+    feather: pixels of the picture over which the new passes into the old, inside the hole.
+    padding: pixels of the picture around the hole that are looked at while only that part is drawn, at the full size of
+        the output; None draws the whole picture.
+    controls: pictures for ControlNets, at most `MAX_CONTROLS`.
     """
 
     prompt: str
@@ -177,6 +188,12 @@ class Request:
     image_guidance_scale: float | None = None
     mask_scope: float | None = None
     preset: str = "exact"
+    image: Any = None
+    denoising: float | None = None
+    hole: Any = None
+    feather: int = 0
+    padding: int | None = None
+    controls: tuple[ControlImage, ...] = ()
 
     def __post_init__(self) -> None:
         if not text("The prompt", self.prompt).strip():
@@ -195,8 +212,51 @@ class Request:
                 number = finite(what, getattr(self, name), 0.0, high)
                 # Two JSON texts of one number would be two requests, so an int stays one.
                 object.__setattr__(self, name, int(number) if isinstance(getattr(self, name), int) else number)
+        self._check_picture()
         if self.mask_scope == 0.0:
             raise ValueError("The mask scope must be above 0; to leave the subject out, give no subject.")
+
+    def _check_picture(self) -> None:
+        for name, what, low, high in EDGE_FIELDS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(what, getattr(self, name), low, high))
+        if self.denoising is not None:
+            object.__setattr__(self, "denoising", finite("The denoising", self.denoising, 0.0, 1.0))
+            if self.denoising == 0:
+                raise ValueError("The denoising must be above 0: at 0 the picture would stay as it is.")
+        if isinstance(self.hole, (list, tuple)):
+            object.__setattr__(self, "hole", outline(self.hole))
+        needed = {"denoising": "image", "hole": "image", "padding": "hole", "feather": "hole"}
+        for name, other in needed.items():
+            if getattr(self, name) not in (None, 0) and getattr(self, other) is None:
+                raise ValueError(f"{name} needs {other}: {NEEDED[other]}.")
+        if not isinstance(self.controls, (list, tuple)) or len(self.controls) > MAX_CONTROLS:
+            raise ValueError(f"The controls must be a list of at most {MAX_CONTROLS}.")
+        object.__setattr__(self, "controls", tuple(ControlImage.from_any(control) for control in self.controls))
+
+    def with_pictures(self, visit: Visit) -> Request:
+        """The request with `visit(picture, kind, what)` in the place of every picture that it names.
+
+        kind: `IMAGE` or `MASK`. what: "The start picture", 'The reference of "dog"' ..., the beginning of a sentence.
+        """
+        subjects = {word: subject.with_pictures(visit, word) for word, subject in self.subjects.items()}
+        image, hole = self.image, self.hole
+        if image is not None:
+            image = visit(image, IMAGE, "The start picture")
+        if hole is not None and not isinstance(hole, tuple):
+            hole = visit(hole, MASK, "The hole")
+        controls = [
+            _copy(control, image=visit(control.image, IMAGE, f"The control picture {control.name}".rstrip()))
+            for control in self.controls
+        ]
+        return _copy(self, subjects=subjects, image=image, hole=hole, controls=tuple(controls))
+
+    @property
+    def steps_run(self) -> int | None:
+        """Denoising steps that are made for an image: fewer than `steps` on a start picture."""
+        if self.steps is None or self.image is None or self.denoising is None:
+            return self.steps
+        return int(self.steps * self.denoising)
 
     def image_seed(self, index: int) -> int:
         """The seed of image `index` (0-based): seed + index, starting again at 0 after `MAX_SEED`."""
@@ -210,9 +270,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, the inverse of `from_dict`; images must be paths or ids (ValueError for an image in memory)."""
-        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        record["subjects"] = {word: subject.to_dict() for word, subject in self.subjects.items()}
-        return record
+        return json_form(self.with_pictures(lambda picture, *_: _path(picture)))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Request:
@@ -284,36 +342,26 @@ def _same(one: Any, other: Any) -> bool:
     return bool(equal.all() if hasattr(equal, "all") else equal)
 
 
-def _box(value: Any) -> Box:
-    if len(value) != 4:
-        raise ValueError("The region of a subject must be a box of four numbers: left, top, right, bottom.")
-    box = tuple(finite("A side of a subject's region", side, 0.0, 1.0) for side in value)
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"The region {list(box)} is empty: left must be below right and top below bottom.")
-    return box
+def _copy(record: Any, **changes: Any) -> Any:
+    """`dataclasses.replace` without the checks, which were made and know nothing of what stands for a picture."""
+    other = copy(record)
+    for name, value in changes.items():
+        object.__setattr__(other, name, value)
+    return other
 
 
-def _weights(value: Any, count: int) -> tuple[float, ...]:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, (list, tuple)) or len(value) != count:
-        raise ValueError(f"The weights of a subject must be {count} numbers, one for each of its images.")
-    weights = tuple(finite("The weight of a reference image", weight, 0.0, 1.0) for weight in value)
-    if max(weights) == 0.0:
-        raise ValueError("One of the weights of a subject must be above 0; to leave it out, set its strength to 0.")
-    return weights
+def json_form(value: Any) -> Any:
+    """Records and tuples as dicts and lists, all the way down; anything else as it is."""
+    if isinstance(value, (Request, Subject, ControlImage)):
+        return {entry.name: json_form(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: json_form(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_form(part) for part in value]
+    return value
 
 
 def _path(value: Any) -> str:
     if not isinstance(value, (str, PathLike)):
         raise ValueError("An image in memory has no JSON form; save it and give its path.")
     return fspath(value)
-
-
-def check_fields(record: Any, cls: type, what: str) -> None:
-    """ValueError unless `record` is a mapping that holds only fields of the dataclass `cls`, called `what`."""
-    if not isinstance(record, Mapping):
-        raise ValueError(f"{what.capitalize()} must be a record of fields.")
-    names = {entry.name for entry in fields(cls)}
-    for name in record:
-        if name not in names:
-            raise ValueError(f"'{name}' is no field of {what}; it has {', '.join(sorted(names))}.")

@@ -203,8 +203,10 @@ def test_a_region_is_cut_as_the_picture_is(tiny_pipeline, reference_image):
     ImageDraw.Draw(mask).rectangle((96, 0, 127, 127), fill=255)
     for subjects in (right, {"dog": Subject(reference_image, region=mask)}):
         masks = tiny_pipeline("a dog on the beach", subjects, **call).masks["dog"]
-        assert not masks[..., :4].any()
-        assert masks[..., 4:].any()
+        assert masks.shape[-2:] == (16, 16)
+        assert not masks[..., :12].any()
+        assert not masks[..., :8, :].any()
+        assert masks[..., 12:].any()
     with pytest.raises(ValueError, match="lies outside the part"):
         tiny_pipeline("a dog on the beach", {"dog": Subject(reference_image, region=(0, 0, 0.4, 1))}, **call)
 

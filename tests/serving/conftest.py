@@ -32,10 +32,10 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 
 
 @pytest.fixture(scope="session")
-def engine(tiny_model):
+def engine(tiny_model, tiny_controlnet):
     from realcustom import Engine
 
-    return Engine.load(str(tiny_model), device="cpu")
+    return Engine.load(str(tiny_model), device="cpu", controlnet=f"outline={tiny_controlnet}")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import picture
 from PIL import Image
-from whole_request import REQUEST, command_options, write_pictures
+from whole_request import PICTURES, REQUEST, command_options, write_pictures
 
 from realcustom import Request
 from realcustom.pictures.png import metadata_of, png_bytes
@@ -43,12 +42,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def inlined(record: dict) -> dict:
     """A request with its pictures as data: URLs."""
-    record = copy.deepcopy(record)
-    for subject in record["subjects"].values():
-        subject["images"] = [data_url(Path(name).read_bytes()) for name in subject["images"]]
-        if isinstance(subject.get("region"), str):
-            subject["region"] = data_url(Path(subject["region"]).read_bytes())
-    return record
+    request = Request.from_dict(record)
+    return request.with_pictures(lambda name, *_: data_url(Path(name).read_bytes())).to_dict()
 
 
 def image_of(client, record: dict, index: int = 0) -> bytes:
@@ -74,8 +69,8 @@ def test_a_picture_made_here_comes_back_complete(client, folder, record):
     request = found["request"]
     assert list(request["subjects"]) == list(record["subjects"]), "their order decides values, too"
     settings = metadata_of(data, "it")["request"]
-    assert {name: value for name, value in request.items() if name != "subjects"} == {
-        name: value for name, value in settings.items() if name != "subjects"
+    assert {name: value for name, value in request.items() if name not in PICTURES} == {
+        name: value for name, value in settings.items() if name not in PICTURES
     }
     for word, subject in record["subjects"].items():
         back = request["subjects"][word]
@@ -97,7 +92,7 @@ def test_a_multipart_upload_is_taken_and_the_service_takes_bytes_and_paths(clien
     assert found.fields["seed"] == 5
 
 
-def doors(engine, folder: Path, model) -> dict[str, Path]:
+def doors(engine, folder: Path, model, net) -> dict[str, Path]:
     """A picture of every door that works without a server."""
     from typer.testing import CliRunner
 
@@ -107,22 +102,25 @@ def doors(engine, folder: Path, model) -> dict[str, Path]:
     result = engine.run(Request.from_dict(record))
     (folder / "python.png").write_bytes(png_bytes(result.images[0], result.metadata[0]))
     (folder / "jobs.jsonl").write_text(json.dumps({"id": "line", **record}))
-    options = [*command_options(), "--num-images", "1", "--model", model, "--out", "command.png"]
+    options = [*command_options(), "--num-images", "1", "--model", model, "--controlnet", net, "--out", "command.png"]
     for call in (
         ["generate", REQUEST["prompt"], *options],
-        ["batch", "jobs.jsonl", "--out", "jobs", "--model", model],
+        ["batch", "jobs.jsonl", "--out", "jobs", "--model", model, "--controlnet", net],
     ):
         done = CliRunner().invoke(app, list(map(str, call)), catch_exceptions=False)
         assert done.exit_code == 0, done.output
     return {name: folder / name for name in ("python.png", "command.png", "jobs/line.png")}
 
 
-def test_a_picture_of_another_door_restores_all_but_the_pictures_and_then_those(client, folder, engine, tiny_model):
+def test_a_picture_of_another_door_restores_all_but_the_pictures_and_then_those(
+    client, folder, engine, tiny_model, tiny_controlnet
+):
     places = [["subjects", "dog, red", "images", 0], ["subjects", "dog, red", "images", 1]]
     places += [["subjects", "toy", "images", 0], ["subjects", "toy", "region"]]
-    names = ["rex.png", "rex.png", "tom.png", "mask.png"]
-    made = doors(engine, folder, tiny_model)
-    plain = {name: value for name, value in REQUEST.items() if name not in ("subjects", "num_images")}
+    places += [["image"], ["hole"], ["controls", 0, "image"]]
+    names = ["rex.png", "rex.png", "tom.png", "mask.png", "photo.png", "hole.png", "outline.png"]
+    made = doors(engine, folder, tiny_model, f"outline={tiny_controlnet}")
+    plain = {name: value for name, value in REQUEST.items() if name not in (*PICTURES, "num_images")}
     requests = []
     for name, path in made.items():
         found = restored(client, path.read_bytes())
@@ -130,7 +128,9 @@ def test_a_picture_of_another_door_restores_all_but_the_pictures_and_then_those(
         assert {field: found["request"][field] for field in plain} == plain, name
         assert found["notes"] == []
         assert [entry["place"] for entry in found["missing"]] == places, name
-        assert len({entry["sha256"] for entry in found["missing"]}) == 4, "two files of one name are two pictures"
+        assert len({entry["sha256"] for entry in found["missing"]}) == len(places), (
+            "two files of one name are two pictures"
+        )
         if name != "python.png":
             assert [entry["name"] for entry in found["missing"]] == names
             assert 'The reference of "dog, red" (rex.png) is not on this server' in found["missing"][0]["sentence"]
@@ -145,7 +145,8 @@ def test_a_picture_of_another_door_restores_all_but_the_pictures_and_then_those(
     assert [entry["place"] for entry in found["missing"]] == [places[0], *places[2:]]
     assert found["request"]["subjects"]["dog, red"]["images"][1] == kept
     grey = Image.fromarray(np.asarray(Image.open("mask.png"))[..., 3])
-    for data in (Path("a/rex.png").read_bytes(), Path("tom.png").read_bytes(), png(grey)):
+    files = ("a/rex.png", "tom.png", "photo.png", "hole.png", "outline.png")
+    for data in (*(Path(name).read_bytes() for name in files), png(grey)):
         assert client.post("/v1/images", content=data).status_code == 201
     for name, request in zip(made, requests, strict=True):
         assert restored(client, made[name].read_bytes())["missing"] == []
@@ -163,7 +164,8 @@ def test_what_this_version_or_this_server_does_not_have_is_said(client):
     colour, glow, model = found["notes"]
     assert '"colour" is not known' in colour
     assert '"dog.glow" is not known' in glow
-    assert model.startswith("It was made with model sdxl; this server has model tiny")
+    assert model.startswith("It was made with model sdxl, ")
+    assert "; this server has model tiny, " in model
 
 
 @pytest.mark.parametrize(

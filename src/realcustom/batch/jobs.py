@@ -11,7 +11,7 @@ from typing import Any
 from realcustom.batch import places
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import check_request
-from realcustom.types import RANDOM_SEED, Request, Subject
+from realcustom.types import IMAGE, MASK, RANDOM_SEED, Request
 
 MAX_ID = 100  # characters; file names end at 255 bytes, and a mask's name also holds a word
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -94,30 +94,31 @@ def read_jobs(
 
 
 def pictures(request: Request) -> list[str]:
-    """Every image of a request's subjects, and every mask region, as given: path, URL or "@id#k"."""
+    """Every picture of a request, as given: path, URL or "@id#k"."""
     return [*images(request), *masks(request)]
 
 
 def images(request: Request) -> list[str]:
-    """Every image of a request's subjects."""
-    return [image for subject in request.subjects.values() for image in subject.images]
+    """Every picture of a request but masks."""
+    return _of_kind(request, IMAGE)
 
 
 def masks(request: Request) -> list[str]:
-    """Every region of a request that is a mask."""
-    return [subject.region for subject in request.subjects.values() if isinstance(subject.region, str)]
+    """Every region or hole of a request that is a mask."""
+    return _of_kind(request, MASK)
+
+
+def _of_kind(request: Request, wanted: str) -> list[str]:
+    found: list[str] = []
+    request.with_pictures(lambda picture, kind, _: found.append(picture) if kind == wanted else None)
+    return found
 
 
 def replace_pictures(
     request: Request, new: Callable[[Any], Any], new_mask: Callable[[Any], Any] | None = None
 ) -> Request:
-    """The request with `new(picture)` in the place of every image, and `new_mask` (or `new`) of every mask region."""
-    subjects = {}
-    for word, subject in request.subjects.items():
-        region = subject.region
-        region = region if region is None or isinstance(region, tuple) else (new_mask or new)(region)
-        subjects[word] = replace(subject, images=tuple(new(image) for image in subject.images), region=region)
-    return replace(request, subjects=subjects)
+    """The request with `new(picture)` in the place of every picture, and `new_mask` (or `new`) of every mask."""
+    return request.with_pictures(lambda picture, kind, _: (new_mask or new if kind == MASK else new)(picture))
 
 
 def without(jobs: Iterable[Job], bad: Mapping[int, str]) -> tuple[list[Job], list[Problem]]:
@@ -210,21 +211,19 @@ def _request(record: dict[str, Any], folder: str, find: Callable[[str], Characte
     if not isinstance(describe, bool):
         raise ValueError(f"describe_characters must be true or false, not {describe!r}.")
     request = Request.from_dict(read_record(record, find, describe))
-    for word, subject in request.subjects.items():
-        _check_subject(word, subject)
+    request.with_pictures(_check_picture)
     check_request(request)
     return replace_pictures(request, lambda picture: _picture(picture, folder))
 
 
-def _check_subject(word: str, subject: Subject) -> None:
-    region = subject.region
-    for image in subject.images:
-        if not isinstance(image, str) or not image.strip() or "\0" in image:
-            raise ValueError(f'An image of "{word}" must be a path, a URL or "@" and the id of a line, not {image!r}.')
-    if region is not None and not isinstance(region, (str, tuple)):
-        raise ValueError(f'The region of "{word}" must be a box of four numbers or the path of a mask, not {region!r}.')
-    if isinstance(region, str) and region.startswith("@"):
-        raise ValueError(f'The region of "{word}" must be a mask, not the result of another line.')
+def _check_picture(picture: Any, kind: str, what: str) -> Any:
+    if kind == IMAGE and (not isinstance(picture, str) or not picture.strip() or "\0" in picture):
+        raise ValueError(f'{what} must be a path, a URL or "@" and the id of a line, not {picture!r}.')
+    if kind == MASK and not isinstance(picture, str):
+        raise ValueError(f"{what} must be numbers in brackets or the path of a mask, not {picture!r}.")
+    if kind == MASK and picture.startswith("@"):
+        raise ValueError(f"{what} must be a mask, not the result of another line.")
+    return picture
 
 
 def _picture(picture: str, folder: str) -> str:

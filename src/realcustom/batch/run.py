@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from realcustom.batch.jobs import Job, replace_pictures, rounds_of
 from realcustom.batch.outputs import (
     Task,
@@ -19,7 +17,7 @@ from realcustom.batch.outputs import (
     write_images,
     write_record,
 )
-from realcustom.engine.requests import Reference, parts_of
+from realcustom.engine.requests import parts_of, with_stand_ins
 from realcustom.types import Request
 
 if TYPE_CHECKING:
@@ -110,14 +108,13 @@ def lost(task: Task, failed: set[str]) -> Outcome | None:
 
 def refused(engine: Engine, jobs: Iterable[Job | Task]) -> dict[int, str]:
     """What the loaded model says against jobs, before any of them runs: line -> sentence."""
-    stand_in = Reference(Image.new("RGB", (1, 1)), None, "")
     known: dict[str, str | None] = {}
     problems = {}
     for job in jobs:
-        request = replace_pictures(replace(job.request, seed=0), lambda _: stand_in)
-        key = repr(request)
+        request = replace(job.request, seed=0)
+        key = repr(replace_pictures(request, lambda _: ""))
         if key not in known:
-            known[key] = _refusal(engine, request)
+            known[key] = _refusal(engine, with_stand_ins(request))
         if known[key] is not None:
             problems[job.line] = known[key]
     return problems

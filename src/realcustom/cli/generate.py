@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,16 @@ import typer
 
 from realcustom.cli.characters import FOLDER, Folder, finder
 from realcustom.cli.console import check_output, load_engine
-from realcustom.cli.options import NoMetadata, Overwrite, loads_model, open_subjects, read_size, read_subjects
+from realcustom.cli.options import (
+    NoMetadata,
+    Overwrite,
+    loads_model,
+    open_pictures,
+    read_controls,
+    read_hole,
+    read_size,
+    read_subjects,
+)
 from realcustom.cli.results import Outputs, make_images
 from realcustom.engine.characters import read_mentions
 from realcustom.engine.options import LoadOptions
@@ -43,6 +51,29 @@ def generate(
     ] = [],  # noqa: B006
     weights: Annotated[
         list[str], typer.Option(metavar="WORD=NUMBERS", help="How much each image of a subject counts: 1,0.5 ...")
+    ] = [],  # noqa: B006
+    image: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="A picture to start from: a path, a URL, or - for stdin.")
+    ] = None,
+    denoising: Annotated[
+        float | None, typer.Option(help="Share of the steps that are run on it, 0 to 1; 0.8, in a hole 1.")
+    ] = None,
+    hole: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help='Where it is drawn anew: left,top,right,bottom from 0 to 1, corners "x,y x,y x,y", or a mask image.',
+        ),
+    ] = None,
+    feather: Annotated[int, typer.Option(help="Pixels over which the new passes into the old, inside the hole.")] = 0,
+    padding: Annotated[
+        int | None, typer.Option(help="Draw the hole and so many pixels around it only, at full resolution.")
+    ] = None,
+    control: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]PICTURE[@SCALE]", help="A picture for a --controlnet, outline=x.png@0.8; may be repeated."
+        ),
     ] = [],  # noqa: B006
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Width x height in pixels; the model's own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own.")] = None,
@@ -82,11 +113,17 @@ def generate(
         image_guidance_scale=image_guidance_scale,
         mask_scope=mask_scope,
         preset=preset,
+        image=image,
+        denoising=denoising,
+        hole=read_hole(hole),
+        feather=feather,
+        padding=padding,
+        controls=read_controls(control),
         **read_size(size),
     )
     # Before the model is loaded: a missing file or word need not cost the user that wait.
     check_request(request)
-    request = replace(request, subjects=open_subjects(request.subjects))
+    request = open_pictures(request)
     outputs = Outputs(out, request, save_masks=save_masks, metadata=not no_metadata, overwrite=overwrite)
     engine = load_engine(loading)
     make_images(engine, request, outputs, "Generating")

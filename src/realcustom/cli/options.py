@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, signature
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from realcustom.engine.options import LoadOptions
-from realcustom.engine.requests import Reference, open_reference, open_region
-from realcustom.types import Subject
+from realcustom.engine.requests import Reference, opened
+from realcustom.types import Request, Subject
 
 STDIN = "-"
 
@@ -57,6 +57,10 @@ LOADING: dict[str, Any] = {
     "scheduler": Annotated[str | None, typer.Option(help="Sampler: released, ddim, dpm, euler, unipc, lcm ...")],
     "compiled": Annotated[
         bool, typer.Option("--compile", help="Compile the network: a slow first image, faster ones after it.")
+    ],
+    "controlnet": Annotated[
+        list[str],
+        typer.Option(metavar="[NAME=]SOURCE", help="Folder or hub id of a ControlNet, for --control; may be repeated."),
     ],
     "vae_tiling": Annotated[bool, typer.Option("--vae-tiling", help="Decode in tiles, for large pictures.")],
 }
@@ -135,34 +139,31 @@ def read_subjects(
     return {word: Subject(tuple(paths), **settings[word]) for word, paths in images.items()}
 
 
-def open_subjects(subjects: Mapping[str, Subject]) -> dict[str, Subject]:
-    """Subjects with their pictures opened: paths (also ~/rex.png), URLs, and "-" for standard input.
+def open_pictures(request: Request) -> Request:
+    """The request with its pictures opened: paths (also ~/rex.png), URLs, and "-" for standard input.
 
     Raises:
         ValueError: a picture cannot be used, or standard input is named twice.
     """
-    given = [place for subject in subjects.values() for place in (*subject.images, subject.region)]
-    if sum(isinstance(place, str) and place == STDIN for place in given) > 1:
+    places: list[Any] = []
+    request.with_pictures(lambda picture, *_: places.append(picture))
+    if sum(isinstance(place, str) and place == STDIN for place in places) > 1:
         raise ValueError("Standard input (-) can be one picture only.")
-    opened = {}
-    for word, subject in subjects.items():
-        images = tuple(_opened(image, open_reference) for image in subject.images)
-        region = _opened(subject.region, open_region) if isinstance(subject.region, str) else subject.region
-        opened[word] = replace(subject, images=images, region=region)
-    return opened
+    return request.with_pictures(_opened)
 
 
-def _opened(place: Any, opener: Callable[..., Reference]) -> Reference:
+def _opened(place: Any, kind: str, what: str) -> Reference:
     from realcustom.batch import places
 
+    opener = partial(opened, kind=kind, what=what)
     if place == STDIN:
         if sys.stdin.isatty():
             raise ValueError("A picture is to come from standard input (-), which is a terminal.")
-        return replace(opener(sys.stdin.buffer.read(), "standard input"), path=None)
+        return replace(opener(sys.stdin.buffer.read(), name="standard input"), path=None)
     if isinstance(place, str) and places.is_url(place):
         place = places.absolute(place)
         if places.is_url(place):
-            return opener(places.read_bytes(place), place)
+            return opener(places.read_bytes(place), name=place)
     return opener(os.path.expanduser(place))
 
 
@@ -183,6 +184,35 @@ def _region(text: str) -> Any:
         return _numbers("--region", text, 4)
     except ValueError:
         return text
+
+
+def read_hole(text: str | None) -> Any:
+    """--hole: four numbers as a box, corners x,y x,y x,y ... as a polygon, anything else as the place of a mask."""
+    if text is None:
+        return None
+    try:
+        corners = [_numbers("--hole", part, 2) for part in text.split()]
+    except ValueError:
+        return _region(text)
+    return tuple(corners) if len(corners) > 1 else _region(text)
+
+
+def read_controls(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """--control [NAME=]PICTURE[@SCALE[,START,END]] as records of controls.
+
+    Raises:
+        ValueError: a text of another form.
+    """
+    controls = []
+    for text in texts:
+        name, sign, rest = text.partition("=")
+        place, at, numbers = (rest if sign else name).rpartition("@")
+        values = _numbers("--control ...@", numbers) if at else ()
+        if len(values) not in (0, 1, 3) or not (place if at else numbers):
+            raise ValueError(f'--control must look like outline=picture.png@0.8 or ...@0.8,0,0.6, not "{text}".')
+        record = {"image": place if at else numbers, "name": name if sign else ""}
+        controls.append(record | dict(zip(("scale", "start", "end"), values, strict=False)))
+    return controls
 
 
 def read_size(size: str | None) -> dict[str, int]:

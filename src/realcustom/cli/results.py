@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from realcustom.cli.console import Interrupted, step_bar
-from realcustom.engine.requests import Reference, parts_of
+from realcustom.engine.requests import parts_of
 from realcustom.pictures.overlays import mask_image, overlay, slugs
 from realcustom.pictures.png import write_png
 from realcustom.types import REFUSED, Progress, Request, Result
@@ -138,13 +138,13 @@ def _shifted(show, done: int, request: Request):
     """The bar of the whole request, told by a part of it that begins after `done` images."""
 
     def told(now: Progress) -> None:
-        show(replace(now, step=done * request.steps + now.step, steps=request.num_images * request.steps))
+        show(replace(now, step=done * request.steps_run + now.step, steps=request.num_images * request.steps_run))
 
     return told
 
 
 def _pictures(request: Request) -> list[Path]:
     """The files that the opened pictures of a request were read from."""
-    opened = [image for subject in request.subjects.values() for image in (*subject.images, subject.region)]
-    paths = [image.path for image in opened if isinstance(image, Reference) and image.path is not None]
-    return [Path(path) for path in paths if "://" not in path]
+    paths: list[str | None] = []
+    request.with_pictures(lambda picture, *_: paths.append(picture.path))
+    return [Path(path) for path in paths if path is not None and "://" not in path]

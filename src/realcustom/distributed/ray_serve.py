@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from realcustom.batch.jobs import replace_pictures
+from realcustom.checks import whole
 from realcustom.distributed.cluster import connect, disconnect, import_ray, share
-from realcustom.engine.requests import Reference, open_request
-from realcustom.types import Cancelled, Progress, Request, Result, whole
+from realcustom.engine.requests import open_request, with_stand_ins
+from realcustom.types import Cancelled, Progress, Request, Result
 
 APP = "realcustom"
 TRIES = 3  # of a run whose replica dies
@@ -169,8 +169,7 @@ class RayEngine:
         return [_cancelled() for _ in requests]
 
     def _resolved(self, request: Request) -> tuple[Request, tuple]:
-        stand_in = Reference(Image.new("RGB", (1, 1)), None, "")
-        plain = replace_pictures(request, lambda _: stand_in)
+        plain = with_stand_ins(request)
         return _answer(*self._retried(lambda: self._handle.resolve.remote(plain).result()))
 
     @staticmethod

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from realcustom.checks import check_fields, finite, text
 from realcustom.encoders.target_word import Span, find_phrase, find_target, occurrence, target_key, target_spans
-from realcustom.types import Subject, check_fields, finite, text
+from realcustom.types import Subject
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
 MENTION = re.compile(r"(?<!\w)@(\w(?:[\w\u0300-\u036f-]*[\w\u0300-\u036f])?)")

@@ -16,12 +16,20 @@ import torch
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.engine.grouping import Making, Units, Watch, batches
-from realcustom.engine.loading import computing_device, find_sources, load_sources
+from realcustom.engine.loading import computing_device, find_sources, load_controls, load_sources
 from realcustom.engine.options import LoadOptions
+from realcustom.engine.picturing import (
+    check_picture,
+    controlled,
+    finished_picture,
+    picture_arguments,
+    plain,
+    start_defaults,
+)
 from realcustom.engine.presets import preset_named
-from realcustom.engine.requests import Reference, open_request, request_record
+from realcustom.engine.requests import open_request, request_record
 from realcustom.pipelines.sources import Sources
-from realcustom.types import Cancelled, Progress, Request, Result, Subject
+from realcustom.types import Cancelled, Progress, Request, Result
 
 MAX_AREA_RATIO = 16  # of the size a model was trained at; beyond it there is no picture, only memory use
 
@@ -32,13 +40,21 @@ class Engine:
     Attributes:
         pipeline: a RealCustomPipeline or RealCustomXLPipeline.
         source: {"model": name, folder or hub id, "adapter": folder or hub id or None}, as recorded in every image.
+        controls: ControlNets by name, for requests with control pictures.
         batch_size: how many images are made at once. It changes memory and speed; an image differs by rounding at
             most, and not at all with 1, the default on a CPU, where larger batches are hardly faster.
     """
 
-    def __init__(self, pipeline, source: Mapping[str, Any] | None = None, batch_size: int | None = None):
+    def __init__(
+        self,
+        pipeline,
+        source: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        controls: Mapping[str, Any] | None = None,
+    ):
         self.pipeline = pipeline
         self.source = dict(source or {"model": None, "adapter": None})
+        self.controls = {} if controls is None else dict(controls)
         self.batch_size = batch_size or (1 if computing_device(pipeline).type == "cpu" else 4)
         # Reentrant: a preview is decoded from within the run that it shows.
         self._lock = threading.RLock()
@@ -70,7 +86,8 @@ class Engine:
         source = options.record()
         if sources.revision is not None:
             source["revision"] = sources.revision
-        return cls(load_sources(sources, options), source, batch_size)
+        pipeline = load_sources(sources, options)
+        return cls(pipeline, source, batch_size, load_controls(options, pipeline))
 
     @property
     def grid(self) -> int:
@@ -98,12 +115,17 @@ class Engine:
             ValueError: the model cannot do what is asked for; one sentence says why.
         """
         request = open_request(request)
-        own = _defaults(self.pipeline)
+        check_picture(self.pipeline, request)
+        own = _defaults(self.pipeline) | start_defaults(self.pipeline, request, self.grid)
         own["steps"] = preset_named(request.preset).steps or own["steps"]
         scales = self.pipeline.guidance_scales(request.guidance_scale, request.image_guidance_scale)
         own["guidance_scale"], own["image_guidance_scale"] = scales if request.subjects else (scales[0], None)
         own["negative_prompt"] = self.pipeline.call_defaults.negative_prompt if request.subjects else None
         request = _with_defaults(request, own)
+        if request.steps_run < 1:
+            raise ValueError(
+                f"Of {request.steps} steps a denoising of {request.denoising:g} leaves none: raise one of them."
+            )
         self._check_size(request)
         self._check_prompt(request)
         self.pipeline.check_ready(request.subjects, request.guidance_scale, request.image_guidance_scale)
@@ -177,7 +199,9 @@ class Engine:
         # A scoring module reads the latents of its own batch, and a transformer's references are parts of one sequence,
         # so their requests run by themselves.
         alone = scoring or getattr(self.pipeline, "subjects_share_sequence", False)
-        return (*key, id(request)) if alone and request.subjects else key
+        # A start picture and a control belong to all images of a batch.
+        pictured = request.image is not None or request.controls
+        return (*key, id(request)) if (alone and request.subjects) or pictured else key
 
     def _run_batch(self, units: Units, making: list[Making], stopped: set[int], progress, cancelled) -> None:
         watch = Watch(units, making, stopped, progress, cancelled)
@@ -185,10 +209,11 @@ class Engine:
         preset = preset_named(first.preset)
         settings = replace(self.pipeline.default_mask, scope=first.mask_scope)
         try:
-            with self._lock, preset.scheduled(self.pipeline):
+            with self._lock, preset.scheduled(self.pipeline), controlled(self.pipeline, self.controls, first):
                 output = self.pipeline(
                     **_call([(making[index].request, seed) for index, seed in units]),
-                    mask=preset.mask(settings, first.steps),
+                    **picture_arguments(first),
+                    mask=preset.mask(settings, first.steps_run),
                     guidance_interval=preset.guidance_interval,
                     callback_on_step_end=watch,
                     callback_on_step_end_tensor_inputs=["latents", "masks"],
@@ -197,7 +222,8 @@ class Engine:
             return
         for row, (index, _) in enumerate(units):
             flags = output.nsfw_content_detected
-            making[index].add(output.images[row], _masks_of(output.masks, row), flags is not None and flags[row])
+            image = finished_picture(making[index].request, output.images[row])
+            making[index].add(image, _masks_of(output.masks, row), flags is not None and flags[row])
 
     def preview(self, latents: torch.Tensor) -> list:
         """PIL images of latents (b, c, h, w) under way: early steps are noise, later ones nearly the result.
@@ -269,7 +295,7 @@ def _call(rows: list[tuple[Request, int]]) -> dict[str, Any]:
     its own, on the CPU, so that neither batch nor device changes its noise."""
     first = rows[0][0]
     alone = all(request is first for request, _ in rows)
-    subjects = [{word: _plain(subject) for word, subject in request.subjects.items()} for request, _ in rows]
+    subjects = [plain(request).subjects for request, _ in rows]
     negatives = [request.negative_prompt for request, _ in rows]
     return {
         "prompt": first.prompt if alone else [request.prompt for request, _ in rows],
@@ -284,12 +310,6 @@ def _call(rows: list[tuple[Request, int]]) -> dict[str, Any]:
         "generator": [torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
         "output_type": "pil",
     }
-
-
-def _plain(subject: Subject) -> Subject:
-    """The subject as the pipeline takes it: PIL images instead of opened references."""
-    region = subject.region.image if isinstance(subject.region, Reference) else subject.region
-    return replace(subject, images=tuple(reference.image for reference in subject.images), region=region)
 
 
 def _defaults(pipeline) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Watch:
         from realcustom.pipelines.denoise import scheduler_step
 
         order = getattr(pipeline.scheduler, "order", 1)
-        return scheduler_step(evaluation, pipeline.num_timesteps, self.making[index].request.steps, order) + 1
+        return scheduler_step(evaluation, pipeline.num_timesteps, self.making[index].request.steps_run, order) + 1
 
     def _progress(self, index: int, rows: list[int], steps: int, tensors: dict) -> Progress:
         making = self.making[index]
@@ -98,8 +98,8 @@ class Watch:
             masks = {word: masks[rows, number] for number, word in enumerate(request.subjects)}
         return Progress(
             # Steps count image by image, so that the batch size does not show.
-            step=done * request.steps + steps * len(rows),
-            steps=request.num_images * request.steps,
+            step=done * request.steps_run + steps * len(rows),
+            steps=request.num_images * request.steps_run,
             image=done,
             images=request.num_images,
             latents=None if latents is None else latents[rows],

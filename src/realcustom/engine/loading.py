@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline
 
 from realcustom.engine.options import DTYPES as DTYPE_NAMES
-from realcustom.engine.options import LoadOptions, lora_scale
+from realcustom.engine.options import LoadOptions, control_name, lora_scale
+from realcustom.hub.layout import component_files, preferred
 from realcustom.hub.places import open_shelf
 from realcustom.hub.trouble import told_apart
 from realcustom.pipelines.samplers import scheduler_named
@@ -144,6 +145,28 @@ def _load_loras(pipeline: DiffusionPipeline, loras: tuple[str, ...]) -> None:
         scales[name] = scale
     if scales:
         pipeline.set_adapters(list(scales), list(scales.values()))
+
+
+def load_controls(options: LoadOptions, pipeline: DiffusionPipeline) -> dict[str, ControlNetModel]:
+    """The ControlNets of a model by their names, where the pipeline computes.
+
+    Raises:
+        ValueError: one cannot be had, or is of another family.
+    """
+    nets = {}
+    for entry in options.controlnet:
+        name, source = control_name(entry)
+        with told_apart(source):
+            shelf = open_shelf(source, "ControlNet")
+        files = component_files(shelf.paths, "", preferred(options.variant, shelf.local))
+        try:
+            net = ControlNetModel.from_pretrained(shelf.take(files), torch_dtype=pipeline.dtype)
+        except (OSError, ValueError) as error:
+            raise ValueError(f'The ControlNet "{source}" cannot be read: {_first_line(error)}') from error
+        if net.config.cross_attention_dim != pipeline.unet.config.cross_attention_dim:
+            raise ValueError(f'The ControlNet "{source}" is of another family than the model "{options.model}".')
+        nets[name] = net.to(computing_device(pipeline)).eval()
+    return nets
 
 
 def _lora_file(source: str) -> Path:

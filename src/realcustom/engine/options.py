@@ -7,12 +7,14 @@ from dataclasses import dataclass, fields, replace
 from os import PathLike, fspath
 from typing import Any
 
+from realcustom.checks import finite, text
 from realcustom.hub.places import located
-from realcustom.types import finite, text
 
 OFFLOADS = ("model", "group", "sequential")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_LORAS = 8
+MAX_CONTROLNETS = 4
+LISTS = ("lora", "controlnet")
 # Stored apart, as what they turned out to be on the machine that made the image.
 ELSEWHERE = ("device", "dtype")
 # They change where and how fast an image is made, not what it shows.
@@ -40,6 +42,7 @@ class LoadOptions:
     scheduler: a name of `realcustom.pipelines.samplers.SCHEDULERS`; None is the adapter's or the base's own.
     compiled: run the transformer blocks through `torch.compile`.
     vae_tiling: decode the picture in tiles, which takes less memory and can leave faint seams.
+    controlnet: folders or hub ids of ControlNets of the base's family, each as "NAME=SOURCE"; one alone needs no name.
     """
 
     model: str = "miniature"
@@ -55,13 +58,14 @@ class LoadOptions:
     scheduler: str | None = None
     compiled: bool = False
     vae_tiling: bool = False
+    controlnet: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, PathLike):
                 object.__setattr__(self, entry.name, value := fspath(value))
-            if entry.name not in ("lora", "compiled", "vae_tiling") and value is not None:
+            if entry.name not in (*LISTS, "compiled", "vae_tiling") and value is not None:
                 text(f"The {entry.name.replace('_', ' ')}", value)
         if self.offload is not None and self.offload not in OFFLOADS:
             raise ValueError(f'There is no offload "{self.offload}"; there are {", ".join(OFFLOADS)}.')
@@ -76,6 +80,13 @@ class LoadOptions:
         object.__setattr__(self, "lora", tuple(loras))
         for lora in loras:
             lora_scale(lora)
+        nets = (self.controlnet,) if isinstance(self.controlnet, str) else self.controlnet
+        if not isinstance(nets, (list, tuple)) or len(nets) > MAX_CONTROLNETS:
+            raise ValueError(f"The ControlNets must be a list of at most {MAX_CONTROLNETS} folders or hub ids.")
+        object.__setattr__(self, "controlnet", tuple(nets))
+        names = [control_name(net)[0] for net in nets]
+        if len(set(names)) < len(names):
+            raise ValueError("Several ControlNets need names of their own: outline=SOURCE.")
 
     def located(self) -> LoadOptions:
         """The same, found again from anywhere: files and folders by their absolute paths."""
@@ -84,7 +95,11 @@ class LoadOptions:
         for lora in self.lora:
             source, scale = lora_scale(lora)
             loras.append(located(source) + ("" if scale == 1.0 else f":{scale:g}"))
-        return replace(self, **places, lora=tuple(loras))
+        nets = []
+        for net in self.controlnet:
+            name, source = control_name(net)
+            nets.append(f"{name}={located(source)}" if name else located(source))
+        return replace(self, **places, lora=tuple(loras), controlnet=tuple(nets))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: model and adapter, and what differs from the defaults."""
@@ -114,6 +129,16 @@ class LoadOptions:
             if name not in known:
                 raise ValueError(f"'{name}' is no option of a model; there are {', '.join(sorted(known))}.")
         return cls(**{**record, **changes})
+
+
+def control_name(net: str) -> tuple[str, str]:
+    """Name and source of "NAME=SOURCE" or "SOURCE", whose name is empty."""
+    name, sign, source = text("A ControlNet", net).partition("=")
+    if not sign:
+        return "", name
+    if not name.strip() or not source.strip():
+        raise ValueError(f'A ControlNet must look like SOURCE or outline=SOURCE, not "{net}".')
+    return name.strip(), source.strip()
 
 
 def lora_scale(lora: str) -> tuple[str, float]:

@@ -19,7 +19,10 @@ from realcustom.engine.presets import preset_named
 from realcustom.pictures.content import PictureSearch, pixels_sha256
 from realcustom.pictures.masks import mask_picture, open_mask
 from realcustom.pictures.opening import open_image
-from realcustom.types import Request, Subject
+from realcustom.types import MASK, Request, json_form
+
+Place = tuple[str | int, ...]
+MASK_FIELDS = ("region", "hole")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ def read_mask(source: Any) -> Image.Image:
     return mask_picture(open_mask(source))
 
 
+def opened(picture: Any, kind: str, what: str, name: str | None = None) -> Reference:
+    """A picture of a request as `Request.with_pictures` visits it, opened for its kind."""
+    return (open_region if kind == MASK else open_reference)(picture, name)
+
+
 def open_request(request: Request) -> Request:
     """The request with every image of its subjects, and every region that is a mask image, opened.
 
@@ -66,8 +74,7 @@ def open_request(request: Request) -> Request:
             about a request without a model.
     """
     check_request(request)
-    subjects = {word: _open_subject(subject) for word, subject in request.subjects.items()}
-    return replace(request, subjects=subjects)
+    return request.with_pictures(opened)
 
 
 def check_request(request: Request) -> None:
@@ -85,9 +92,7 @@ def check_request(request: Request) -> None:
 
 def request_record(request: Request) -> dict[str, Any]:
     """JSON form of a request with opened references: `Request.to_dict`, with path and hash for every picture."""
-    record = replace(request, subjects={}).to_dict()
-    record["subjects"] = {word: _subject_record(subject) for word, subject in request.subjects.items()}
-    return record
+    return json_form(request.with_pictures(lambda reference, *_: reference.to_dict()))
 
 
 def request_from_record(
@@ -114,23 +119,67 @@ def request_from_record(
         raise ValueError("The recorded settings are damaged: they are no request.")
     near = [] if beside is None else [Path(beside)]
     search = PictureSearch([Path(folder) for folder in folders], near)
-    subjects, lost = {}, []
-    for word, entry in record.get("subjects", {}).items():
+    lost = []
+
+    def reopened(entry: Mapping[str, Any], place: Place) -> Reference | None:
+        read = read_mask if place[-1] in MASK_FIELDS else open_image
+        try:
+            return _reopen(entry, what_at(place), search, elsewhere, read)
+        except LookupError as error:
+            lost.append(str(error.args[0]))
+
+    subjects = record.get("subjects", {})
+    for word, entry in subjects.items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list):
             raise ValueError(f'The recorded settings are damaged: the subject "{word}" has no images.')
-        region = entry.get("region")
-        reopened = []
-        for picture in [*entry["images"], *([region] if isinstance(region, Mapping) else [])]:
-            read = read_mask if picture is region else open_image
-            try:
-                reopened.append(_reopen(picture, word, search, elsewhere, read))
-            except LookupError as error:
-                lost.append(str(error.args[0]))
-        count = len(entry["images"])
-        subjects[word] = {**entry, "images": reopened[:count], "region": (reopened[count:] or [region])[0]}
+    complete = replaced_pictures(record, reopened)
     if lost:
         raise ValueError(" ".join(lost))
-    return Request.from_dict({**record, "subjects": subjects})
+    return Request.from_dict(complete).with_pictures(_hashed)
+
+
+def _hashed(picture: Any, _: str, what: str) -> Reference:
+    """A picture that was recorded with its hash: a bare path would open whatever lies there."""
+    if not isinstance(picture, Reference):
+        raise ValueError(f"The recorded settings are damaged: {what} has no hash.")
+    return picture
+
+
+def replaced_pictures(record: Any, replace_one: Callable[[Mapping[str, Any], Place], Any], place: Place = ()) -> Any:
+    """A request's JSON form with `replace_one(record, place)` for the record of every picture, wherever it stands.
+
+    place: the way to it: ("subjects", "dog", "images", 0).
+    """
+    if isinstance(record, Mapping) and "sha256" in record:
+        return replace_one(record, place)
+    if isinstance(record, Mapping):
+        return {name: replaced_pictures(part, replace_one, (*place, name)) for name, part in record.items()}
+    if isinstance(record, list):
+        return [replaced_pictures(part, replace_one, (*place, index)) for index, part in enumerate(record)]
+    return record
+
+
+def what_at(place: Place) -> str:
+    """What the picture at a place of a request is, as the beginning of a sentence."""
+    if len(place) > 2 and place[0] == "subjects":
+        return f'The {"reference" if place[2] == "images" else place[2]} of "{place[1]}"'
+    return {"image": "The start picture", "hole": "The hole", "controls": "A control picture"}.get(
+        place[0] if place else None, "A picture"
+    )
+
+
+def with_stand_ins(request: Request) -> Request:
+    """The request with a grey picture, or a mask white on its right, in the place of every picture, as large as it
+    where it is opened: what a model says against a request can be known without its pictures."""
+
+    def stand_in(picture: Any, kind: str, _: str) -> Reference:
+        width, height = picture.image.size if isinstance(picture, Reference) else (64, 64)
+        image = Image.new("RGB", (width, height), (0, 0, 0) if kind == MASK else (128, 128, 128))
+        if kind == MASK:
+            image.paste((255, 255, 255), (width // 2, 0, width, height))
+        return Reference(image, None, "")
+
+    return request.with_pictures(stand_in)
 
 
 def parts_of(request: Request, size: int) -> Iterator[Request]:
@@ -153,31 +202,14 @@ def _reference(source: Any, read: Callable[[Any], Image.Image], name: str | None
     return Reference(image, path, pixels_sha256(image))
 
 
-def _open_subject(subject: Subject) -> Subject:
-    region = subject.region
-    if region is not None and not isinstance(region, tuple):
-        region = open_region(region)
-    return replace(subject, images=tuple(open_reference(image) for image in subject.images), region=region)
-
-
-def _subject_record(subject: Subject) -> dict[str, Any]:
-    region = subject.region
-    return {
-        "images": [image.to_dict() for image in subject.images],
-        "strength": subject.strength,
-        "region": region.to_dict() if isinstance(region, Reference) else region,
-        "weights": None if subject.weights is None else list(subject.weights),
-    }
-
-
 def _reopen(
-    record: Any, word: str, search: PictureSearch, elsewhere: Callable, read: Callable[[Any], Image.Image]
+    record: Any, what: str, search: PictureSearch, elsewhere: Callable, read: Callable[[Any], Image.Image]
 ) -> Reference:
     """The picture of a record; LookupError with a sentence if it is not found."""
     sha256 = record.get("sha256") if isinstance(record, Mapping) else None
     path = record.get("path") if isinstance(record, Mapping) else None
     if not isinstance(sha256, str) or not isinstance(path, (str, type(None))):
-        raise ValueError(f'The recorded settings are damaged: a reference of "{word}" has no hash.')
+        raise ValueError(f"The recorded settings are damaged: {what} has no hash.")
     changed = None
     for candidate in _recorded_places(path, search):
         try:
@@ -198,10 +230,10 @@ def _reopen(
             return Reference(image, str(source) if isinstance(source, Path) else path, sha256)
         changed = path
     if changed is not None:
-        raise LookupError(f'The reference of "{word}" has changed since the image was made: {changed}.')
+        raise LookupError(f"{what} has changed since the image was made: {changed}.")
     if path is None:
-        raise LookupError(f'The reference of "{word}" was given in memory, and no picture here shows the same.')
-    raise LookupError(f'The reference of "{word}" is missing: {path}; no picture here shows the same.')
+        raise LookupError(f"{what} was given in memory, and no picture here shows the same.")
+    raise LookupError(f"{what} is missing: {path}; no picture here shows the same.")
 
 
 def _recorded_places(path: str | None, search: PictureSearch) -> list[Path]:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from realcustom.types import MAX_SIDE, MAX_STEPS, finite, text, whole
+from realcustom.checks import finite, text, whole
+from realcustom.types import MAX_SIDE, MAX_STEPS
 
 SETTINGS = "pipeline.json"
 

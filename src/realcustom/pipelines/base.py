@@ -99,7 +99,9 @@ class Prompts:
 
 
 class RealCustomMixin(LoadingMixin):
-    """Adds subjects to a stock diffusers text-to-image pipeline."""
+    """Adds subjects, start pictures and controls to a stock diffusers text-to-image pipeline."""
+
+    starts_from_pictures = True
 
     @property
     def call_defaults(self) -> CallDefaults:
@@ -231,6 +233,8 @@ class RealCustomMixin(LoadingMixin):
             loop = unmasked(backbone, sampling, latents, (text, negative), None, guidance, control)
         with backbone.installed(), torch.no_grad():
             latents, masks = self._walk(loop, sampling, tensors)
+        if masks is not None and canvas is not None:
+            masks = canvas.placed(masks)
         by_word = {} if masks is None else named_masks(masks, rows)
         return self._finished(latents, by_word, text.embeds.dtype, call, canvas)
 

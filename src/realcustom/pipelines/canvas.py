@@ -48,6 +48,19 @@ class Canvas:
     frame: tuple[float, float, float, float] = WHOLE
     paste: Any = None
 
+    def placed(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks (..., G, g) of what is drawn as those of the whole picture, 0 around it."""
+        if self.frame == WHOLE:
+            return masks
+        left, top, right, bottom = self.frame
+        height, width = (
+            round(side / span) for side, span in zip(masks.shape[-2:], (bottom - top, right - left), strict=True)
+        )
+        row, column = round(top * height), round(left * width)
+        above, before = min(row, height - masks.shape[-2]), min(column, width - masks.shape[-1])
+        around = (before, width - masks.shape[-1] - before, above, height - masks.shape[-2] - above)
+        return F.pad(masks, around)
+
     @property
     def hole_picture(self) -> Image.Image | None:
         """The hole within the frame, as the region of the subjects that have none."""

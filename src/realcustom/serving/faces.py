@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from realcustom.types import Box, finite
+from realcustom.checks import Box, finite
 
 MARGIN = 0.25  # of the found side, so that the crop holds hair and chin
 LARGEST = 800  # pixels a side that are searched

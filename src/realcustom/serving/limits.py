@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from realcustom.checks import finite, whole
 from realcustom.pictures.opening import TooManyPixels, picture_size
-from realcustom.types import finite, whole
 
 
 @dataclass(frozen=True, kw_only=True)

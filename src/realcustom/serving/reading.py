@@ -84,7 +84,7 @@ async def read_picture(request: Request) -> bytes:
 
 
 def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: Service) -> dict[str, Any]:
-    """The record with every picture of its subjects, images and faces as an id of the store.
+    """The record of a request or of a character with every picture as an id of the store.
 
     Raises:
         ValueError: a picture is none, is too large, or is not there.
@@ -97,9 +97,16 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
         return [put(source) for source in sources] if isinstance(sources, list) else put(sources)
 
     record = dict(record)
-    for name in ("images", "faces"):
-        if name in record:
+    for name in ("images", "faces", "image"):
+        if record.get(name) is not None:
             record[name] = put_all(record[name])
+    if isinstance(record.get("hole"), str):
+        record["hole"] = put(record["hole"])
+    if isinstance(record.get("controls"), list):
+        record["controls"] = [
+            {**control, "image": put(control["image"])} if isinstance(control, dict) and "image" in control else control
+            for control in record["controls"]
+        ]
     if isinstance(record.get("subjects"), dict):
         record["subjects"] = {
             word: {

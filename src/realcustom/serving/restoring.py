@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
+from realcustom.engine.requests import Place, replaced_pictures, what_at
 from realcustom.pictures.png import portable
 from realcustom.types import REFUSED, Request, Subject
 
 MOST_PICTURES = 256  # of one request that are looked up
 DAMAGED = "This picture carries damaged settings."
-
-Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,42 +94,21 @@ def _known(request: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _with_ids(request: Mapping[str, Any], find: Callable[[str], str | None], missing: list[MissingPicture]) -> Any:
     """The request with an id in the place of every picture, wherever it stands; those not found go into `missing`."""
-    count = 0
-
-    def replaced(value: Any, place: Place) -> Any:
-        nonlocal count
-        if isinstance(value, Mapping) and "sha256" in value:
-            count += 1
-            if count > MOST_PICTURES:
-                raise ValueError(DAMAGED)
-            return picture(value, place)
-        if isinstance(value, Mapping):
-            return {name: replaced(part, (*place, name)) for name, part in value.items()}
-        if isinstance(value, list):
-            return [replaced(part, (*place, index)) for index, part in enumerate(value)]
-        return value
+    count = itertools.count(1)
 
     def picture(value: Mapping[str, Any], place: Place) -> str:
         sha256, path, size = value["sha256"], value.get("path"), value.get("size")
-        if not isinstance(sha256, str) or not isinstance(path, (str, type(None))):
+        if next(count) > MOST_PICTURES or not isinstance(sha256, str) or not isinstance(path, (str, type(None))):
             raise ValueError(DAMAGED)
         found = find(sha256)
         if found is None:
             name = PurePosixPath(path or "").name or None
             whole = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)
-            sentence = f"{_what(place)}{f' ({name})' if name else ''} is not on this server: upload it again."
+            sentence = f"{what_at(place)}{f' ({name})' if name else ''} is not on this server: upload it again."
             missing.append(MissingPicture(place, name, sha256, tuple(size) if whole else None, sentence))
         return found or sha256
 
-    return replaced(request, ())
-
-
-def _what(place: Place) -> str:
-    """What a picture at a place of the request is, as the beginning of a sentence."""
-    if len(place) > 2 and place[0] == "subjects":
-        kind = "reference" if place[2] == "images" else place[2]
-        return f'The {kind} of "{place[1]}"'
-    return f"The picture {place[0]}"
+    return replaced_pictures(request, picture)
 
 
 def _other_model(made_with: Any, source: Mapping[str, Any]) -> list[str]:
@@ -141,11 +120,13 @@ def _other_model(made_with: Any, source: Mapping[str, Any]) -> list[str]:
 
 def _names(model: Mapping[str, Any]) -> dict[str, Any]:
     """Places by their names alone: the same folder has another path from elsewhere."""
-    return {
-        name: PurePosixPath(value).name if isinstance(value, str) else value
-        for name, value in model.items()
-        if value is not None
-    }
+
+    def name_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name_of(part) for part in value]
+        return PurePosixPath(value).name if isinstance(value, str) else value
+
+    return {name: name_of(value) for name, value in model.items() if value is not None}
 
 
 def _named(model: Mapping[str, Any]) -> str:

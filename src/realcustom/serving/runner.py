@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from itertools import chain, repeat
 from typing import Any
 
-from realcustom.engine.requests import request_record
 from realcustom.serving.limits import Busy, Limits
 from realcustom.serving.live import Live
 from realcustom.serving.metrics import Metrics
@@ -281,12 +280,7 @@ class Runner:
 
 def stored_request(request: Request) -> dict[str, Any]:
     """A request with opened pictures as a job keeps it: every picture by its id."""
-    record = request_record(request)
-    for subject in record["subjects"].values():
-        subject["images"] = [image["path"].removesuffix(".png") for image in subject["images"]]
-        if isinstance(subject["region"], dict):
-            subject["region"] = subject["region"]["path"].removesuffix(".png")
-    return record
+    return request.with_pictures(lambda picture, *_: picture.path.removesuffix(".png")).to_dict()
 
 
 def _sentence(error: Exception) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from realcustom.types import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED
+from realcustom.checks import MAX_PROMPT_CHARACTERS
+from realcustom.types import MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED
 
 PICTURE = (
     "id of an uploaded picture or the SHA-256 of what it shows, a data: URL or plain base64, or in multipart the name "
@@ -28,6 +29,18 @@ class SubjectBody(BaseModel):
         None, description="Box left, top, right, bottom in fractions of the image, or a mask picture; null: everywhere."
     )
     weights: list[float] | None = Field(None, description="How much each image counts among them, 0 to 1 each.")
+
+
+class ControlBody(BaseModel):
+    """A picture for a ControlNet of the server."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description=PICTURE)
+    name: str | None = Field(None, description="Of the ControlNet, where there are several.")
+    scale: float | None = Field(None, ge=0, le=2, description="How much it acts, 1 by default.")
+    start: float | None = Field(None, ge=0, le=1, description="Share of the run at which it begins, 0 by default.")
+    end: float | None = Field(None, ge=0, le=1, description="Share of the run at which it ends, 1 by default.")
 
 
 class GenerationBody(BaseModel):
@@ -60,6 +73,17 @@ class GenerationBody(BaseModel):
     image_guidance_scale: float | None = Field(None, ge=0, le=100)
     mask_scope: float | None = Field(None, gt=0, le=1, description="Share of the image that the mask keeps.")
     preset: str | None = Field(None, description="Name of settings that fill in what the request leaves open.")
+    image: str | None = Field(None, description=f"A picture to start from: {PICTURE}.")
+    denoising: float | None = Field(
+        None, gt=0, le=1, description="Share of the steps that are run on it; 0.8 by default, in a hole 1."
+    )
+    hole: list[float] | list[list[float]] | str | None = Field(
+        None,
+        description="Where it is drawn anew: left, top, right, bottom, corners [[x, y], ...], or a mask picture.",
+    )
+    feather: int | None = Field(None, ge=0, description="Pixels over which the new passes into the old in the hole.")
+    padding: int | None = Field(None, ge=0, description="Draw the hole and so many pixels around it only, full size.")
+    controls: list[ControlBody] | None = Field(None, description="Pictures for the server's ControlNets.")
     describe_characters: bool | None = Field(
         None, description="Add the descriptions of mentioned characters to the prompt; false by default."
     )

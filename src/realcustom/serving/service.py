@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from realcustom.serving.restoring import Restored, restore
 from realcustom.serving.runner import Runner, stored_request
 from realcustom.serving.store import Store
 from realcustom.serving.upkeep import Upkeep
-from realcustom.types import Request, Subject
+from realcustom.types import MASK, Request
 
 OPTIONS = ("describe_characters", "model")  # fields beside those of a request
 
@@ -99,12 +100,13 @@ class Service:
             ValueError: a field is wrong, a picture is not in the store, or a word does not stand in the prompt.
         """
         request = Request.from_dict(record)
-        if sum(len(subject.images) for subject in request.subjects.values()) > self.limits.pictures:
-            raise ValueError(f"One generation takes at most {self.limits.pictures} reference images here.")
+        count = itertools.count()
+        request.with_pictures(lambda *_: next(count))
+        if next(count) > self.limits.pictures:
+            raise ValueError(f"One generation takes at most {self.limits.pictures} pictures here.")
         # Words before pictures, which may take long to open.
         check_request(request)
-        subjects = {word: self._open_subject(subject) for word, subject in request.subjects.items()}
-        return Request.from_dict({**record, "subjects": subjects})
+        return request.with_pictures(self._open)
 
     def restore(self, source: bytes | str | Path) -> Restored:
         """The settings stored in a PNG that was made by realcustom through any door, as the fields of `submit`.
@@ -139,7 +141,7 @@ class Service:
         """A generation as the doors show it."""
         live = self.runner.live(job.id) if job.state in UNFINISHED else None
         words = list(job.request["subjects"])
-        made = len(job.images) * job.request["steps"] if job.finished_well else 0
+        made = len(job.images) * Request.from_dict(job.request).steps_run if job.finished_well else 0
         return {
             "id": job.id,
             "state": job.state,
@@ -185,16 +187,8 @@ class Service:
         """Keep a character whose pictures are given by id; errors as `Cast.save`."""
         return self.cast.save(Character.from_dict(record), replaces)
 
-    def _open_subject(self, subject: Subject) -> Subject:
-        region = subject.region
-        return Subject(
-            tuple(self._open(image, self.store.reference) for image in subject.images),
-            strength=subject.strength,
-            region=region if region is None or isinstance(region, tuple) else self._open(region, self.store.region),
-            weights=subject.weights,
-        )
-
-    def _open(self, source: Any, opener: Callable[[str], Reference]) -> Reference:
+    def _open(self, source: Any, kind: str, _: str) -> Reference:
+        opener = self.store.region if kind == MASK else self.store.reference
         try:
             return source if isinstance(source, Reference) else opener(source)
         except LookupError as error:
@@ -202,7 +196,7 @@ class Service:
 
 
 def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a request and of its subjects without those that are null: null is the default everywhere."""
+    """Fields of a request, its subjects and its controls without those that are null: null is the default."""
 
     def given(record: Any) -> Any:
         if not isinstance(record, Mapping):
@@ -212,4 +206,6 @@ def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
     record = given(fields)
     if isinstance(record.get("subjects"), Mapping):
         record["subjects"] = {word: given(subject) for word, subject in record["subjects"].items()}
+    if isinstance(record.get("controls"), list):
+        record["controls"] = [given(control) for control in record["controls"]]
     return record
