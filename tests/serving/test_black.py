@@ -52,6 +52,20 @@ def test_openais_interface_marks_those_of_several(tiny_model, tmp_path, monkeypa
         assert [entry.get("flagged") for entry in made.json()["data"]] == [None, True]
 
 
+def test_the_page_says_it_and_draws_a_seed(service):
+    from realcustom.serving.studio.form import SETTINGS
+    from realcustom.serving.studio.results import generate
+    from realcustom.types import MAX_SUBJECTS
+
+    service.start()
+    settings = {"seed": -1, "steps": 1}
+    rows = ["", [], 1.0] * MAX_SUBJECTS
+    *_, last = generate(service, False, ["a dog", False, *(settings.get(name) for name in SETTINGS), *rows])
+    assert f"Image 1 {WHY}".replace("'", "&#x27;") in last["status"]
+    assert f"seed {last['done'].request['seed']}" in last["status"]
+    assert last["done"].request["seed"] >= 0
+
+
 def test_a_data_folder_of_an_earlier_version_is_taken_over(tmp_path):
     store = Store(tmp_path / "data")
     job = Jobs(store).add({"prompt": "a dog"}, {"prompt": "a dog"})

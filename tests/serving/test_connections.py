@@ -202,7 +202,7 @@ def test_half_open_connections_end_no_server(server):
             connection.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert server.process.poll() is None
-    assert sum(map(len, server.lines)) < 10_000
+    assert "out of system resource" not in "".join(server.lines), "accepting went on all the time"
 
 
 @pytest.mark.slow

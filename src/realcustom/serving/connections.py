@@ -20,7 +20,9 @@ HEADERS = 10.0  # seconds for the head of a request, from the connection or, aft
 REST = 75
 BODY = 30.0  # seconds between two pieces of a body
 UNREAD = 60.0  # seconds that an answer may wait to be read
-BACKLOG = 512  # connections that may wait to be accepted; accepted at once, they are above the bound for a moment
+BACKLOG = 512  # connections that may wait to be accepted
+# Of those, accepted in one turn of the event loop: one too many is closed only some turns later.
+ACCEPTED = 64
 SPARE = 256  # file handles kept for all else: pictures, database, threads
 MANY = 8192  # files that the process asks to be allowed
 DRAIN = 5  # seconds that requests under way get when the server is stopped
@@ -48,11 +50,21 @@ def listen(app, listener: socket.socket, connections: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED,
         timeout_keep_alive=REST,
         timeout_graceful_shutdown=DRAIN,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Listening(config).run(sockets=[listener])
+
+
+class Listening(uvicorn.Server):
+    """A server whose `backlog` bounds what the event loop accepts in one turn, and not what may wait for it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
 
 def _open_files() -> int:

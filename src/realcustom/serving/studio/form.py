@@ -13,7 +13,7 @@ from realcustom.encoders.target_word import find_target
 from realcustom.engine.characters import highlighted, mentions
 from realcustom.serving.service import Service
 from realcustom.serving.studio.look import sentence, sentence_box
-from realcustom.types import MAX_SUBJECTS, Request, Subject
+from realcustom.types import MAX_SUBJECTS, RANDOM_SEED, Request, Subject
 
 SETTINGS = (
     "negative_prompt",
@@ -117,7 +117,7 @@ def settings_fields(service: Service) -> dict[str, Any]:
         "negative_prompt": gr.Textbox(label="Negative prompt", placeholder="what the image does not show", max_lines=2)
     }
     with gr.Row():
-        fields["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed")
+        fields["seed"] = gr.Number(0, label="Seed", precision=0, minimum=RANDOM_SEED, min_width=100, elem_id="seed")
         fields["num_images"] = gr.Number(1, label="Images", precision=0, min_width=100, elem_id="num-images")
     with gr.Row():
         fields["width"] = gr.Number(

@@ -17,7 +17,7 @@ from realcustom.serving.records import DONE, UNFINISHED, Job
 from realcustom.serving.service import Service
 from realcustom.serving.studio.form import place_of, read_form
 from realcustom.serving.studio.look import status
-from realcustom.types import MAX_SUBJECTS
+from realcustom.types import MAX_SUBJECTS, REFUSED
 
 LOOK = 0.15  # seconds between two looks at a generation
 SHOWN = 60  # images of the gallery
@@ -81,7 +81,9 @@ def _summary(job: Job) -> str:
     count = len(job.images)
     took = (job.finished or time.time()) - (job.started or job.created)
     made = "1 image" if count == 1 else f"{count} images"
-    return f"{made} in {took:.1f} s - seed {job.request['seed']} - {job.request['width']} x {job.request['height']}"
+    size = f"{job.request['width']} x {job.request['height']}"
+    black = [f"Image {index + 1} {REFUSED}" for index, flag in enumerate(job.flagged) if flag]
+    return " ".join([f"{made} in {took:.1f} s - seed {job.request['seed']} - {size}", *black])
 
 
 def view(service: Service, state: dict[str, Any], show_mask: bool, word: str | None, step: int | None) -> Any:
