@@ -15,6 +15,7 @@ from diffusers import ControlNetModel, DiffusionPipeline
 
 from realcustom.engine.options import DTYPES as DTYPE_NAMES
 from realcustom.engine.options import LoadOptions, control_name, lora_scale
+from realcustom.hub.bundled import controlnet_folder
 from realcustom.hub.layout import component_files, preferred
 from realcustom.hub.places import open_shelf
 from realcustom.hub.trouble import told_apart
@@ -158,7 +159,7 @@ def load_controls(options: LoadOptions, pipeline: DiffusionPipeline) -> dict[str
     for entry in options.controlnet:
         name, source = control_name(entry)
         with told_apart(source):
-            shelf = open_shelf(source, "ControlNet")
+            shelf = open_shelf(controlnet_folder(source), "ControlNet")
         files = component_files(shelf.paths, "", preferred(options.variant, shelf.local))
         try:
             net = ControlNetModel.from_pretrained(shelf.take(files), torch_dtype=pipeline.dtype)
