@@ -43,9 +43,9 @@ MAX_CONTROLS = 4
 NEEDED = {"image": "a picture to start from", "hole": "the place where it is drawn anew"}
 
 
-IMAGE, MASK = "image", "mask"
+REFERENCE, IMAGE, MASK = "reference", "image", "mask"
 Visit = Callable[[Any, str, str], Any]
-"""(picture, IMAGE or MASK, what it is) -> what stands in its place."""
+"""(picture, REFERENCE, IMAGE or MASK, what it is) -> what stands in its place."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Subject:
 
     def with_pictures(self, visit: Visit, word: str = "") -> Subject:
         """The subject with `visit(picture, kind, what)` in the place of every picture; see `Request.with_pictures`."""
-        images = [visit(image, IMAGE, f'The reference of "{word}"') for image in self.images]
+        images = [visit(image, REFERENCE, f'The reference of "{word}"') for image in self.images]
         region = self.region
         if region is not None and not isinstance(region, tuple):
             region = visit(region, MASK, f'The region of "{word}"')
@@ -237,7 +237,7 @@ class Request:
     def with_pictures(self, visit: Visit) -> Request:
         """The request with `visit(picture, kind, what)` in the place of every picture that it names.
 
-        kind: `IMAGE` or `MASK`. what: "The start picture", 'The reference of "dog"' ..., the beginning of a sentence.
+        kind: `REFERENCE`, `IMAGE` or `MASK`. what: "The start picture" and so on, to begin a sentence.
         """
         subjects = {word: subject.with_pictures(visit, word) for word, subject in self.subjects.items()}
         image, hole = self.image, self.hole

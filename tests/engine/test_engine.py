@@ -220,3 +220,28 @@ def test_bfloat16_makes_an_image(tiny_model):
     result = engine.run(request())
     assert result.metadata[0]["dtype"] == "bfloat16"
     assert result.images[0].size == (64, 64)
+
+
+def test_a_reference_is_opened_and_hashed_once(engine, tmp_path, monkeypatch):
+    """However many images are made of it, in however many batches."""
+    from realcustom.encoders import cache
+    from realcustom.engine import requests
+    from realcustom.pictures import content
+
+    picture(3).save(tmp_path / "rex.png")
+    counts = {"opened": 0, "hashed": 0}
+
+    def counted(name, function):
+        def call(*arguments, **more):
+            counts[name] += 1
+            return function(*arguments, **more)
+
+        return call
+
+    opener, hasher = counted("opened", content.open_image), counted("hashed", content.pixels_sha256)
+    for module in (content, requests, cache):
+        for name, function in (("open_image", opener), ("pixels_sha256", hasher)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, function)
+    engine.run(Request(prompt="a dog", subjects={"dog": tmp_path / "rex.png"}, num_images=4, steps=1))
+    assert counts == {"opened": 1, "hashed": 1}

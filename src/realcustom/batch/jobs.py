@@ -11,7 +11,7 @@ from typing import Any
 from realcustom.batch import places
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import check_request
-from realcustom.types import IMAGE, MASK, RANDOM_SEED, Request
+from realcustom.types import IMAGE, MASK, RANDOM_SEED, REFERENCE, Request
 
 MAX_ID = 100  # characters; file names end at 255 bytes, and a mask's name also holds a word
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -100,7 +100,7 @@ def pictures(request: Request) -> list[str]:
 
 def images(request: Request) -> list[str]:
     """Every picture of a request but masks."""
-    return _of_kind(request, IMAGE)
+    return _of_kind(request, REFERENCE, IMAGE)
 
 
 def masks(request: Request) -> list[str]:
@@ -108,9 +108,9 @@ def masks(request: Request) -> list[str]:
     return _of_kind(request, MASK)
 
 
-def _of_kind(request: Request, wanted: str) -> list[str]:
+def _of_kind(request: Request, *wanted: str) -> list[str]:
     found: list[str] = []
-    request.with_pictures(lambda picture, kind, _: found.append(picture) if kind == wanted else None)
+    request.with_pictures(lambda picture, kind, _: found.append(picture) if kind in wanted else None)
     return found
 
 
@@ -217,7 +217,7 @@ def _request(record: dict[str, Any], folder: str, find: Callable[[str], Characte
 
 
 def _check_picture(picture: Any, kind: str, what: str) -> Any:
-    if kind == IMAGE and (not isinstance(picture, str) or not picture.strip() or "\0" in picture):
+    if kind != MASK and (not isinstance(picture, str) or not picture.strip() or "\0" in picture):
         raise ValueError(f'{what} must be a path, a URL or "@" and the id of a line, not {picture!r}.')
     if kind == MASK and not isinstance(picture, str):
         raise ValueError(f"{what} must be numbers in brackets or the path of a mask, not {picture!r}.")

@@ -16,7 +16,8 @@ from typing import Any
 
 from realcustom.batch import places
 from realcustom.batch.jobs import Job, Problem, images, masks, pictures, replace_pictures, without
-from realcustom.engine.requests import Reference, open_reference, open_region
+from realcustom.engine.requests import open_reference, open_region
+from realcustom.pictures.content import Picture
 from realcustom.pictures.overlays import mask_image, slugs
 from realcustom.pictures.png import metadata_of, png_bytes, portable
 from realcustom.types import RANDOM_SEED, Request, Result
@@ -117,12 +118,12 @@ def mask_key(place: str) -> str:
     return f"mask:{place}"
 
 
-def open_picture(place: str) -> Reference:
+def open_picture(place: str) -> Picture:
     """The picture at a path or URL; ValueError with one sentence if it cannot be used."""
     return open_reference(places.read_bytes(place), place) if places.is_url(place) else open_reference(place)
 
 
-def open_mask_picture(place: str) -> Reference:
+def open_mask_picture(place: str) -> Picture:
     """The picture at a path or URL, read as the mask of a region; ValueError as `open_picture`."""
     return open_region(places.read_bytes(place), place) if places.is_url(place) else open_region(place)
 
@@ -242,7 +243,7 @@ def check_files(
     return kept, problems, hashes
 
 
-def _openers(request: Request) -> dict[str, tuple[Callable[[str], Reference], str]]:
+def _openers(request: Request) -> dict[str, tuple[Callable[[str], Picture], str]]:
     """How the pictures of a request that are no results are opened: key of the hash -> (function, place)."""
     pairs = {image: (open_picture, image) for image in images(request) if not image.startswith("@")}
     return pairs | {mask_key(mask): (open_mask_picture, mask) for mask in masks(request)}
@@ -257,7 +258,7 @@ def _seed_within(place: str, request: Request) -> int | None:
         return None
 
 
-def _picture_hash(pair: tuple[Callable[[str], Reference], str]) -> str | ValueError:
+def _picture_hash(pair: tuple[Callable[[str], Picture], str]) -> str | ValueError:
     opener, place = pair
     try:
         return opener(place).sha256

@@ -15,7 +15,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from realcustom.engine.options import LoadOptions
-from realcustom.engine.requests import Reference, opened
+from realcustom.engine.requests import opened
+from realcustom.pictures.content import Picture
 from realcustom.types import Request, Subject
 
 STDIN = "-"
@@ -152,7 +153,7 @@ def open_pictures(request: Request) -> Request:
     return request.with_pictures(_opened)
 
 
-def _opened(place: Any, kind: str, what: str) -> Reference:
+def _opened(place: Any, kind: str, what: str) -> Picture:
     from realcustom.batch import places
 
     opener = partial(opened, kind=kind, what=what)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
-from PIL import Image
 
 from realcustom.encoders.image import ReferenceFeatures
-from realcustom.pictures.content import pixels_sha256
+from realcustom.pictures.content import Picture
 
 
 class FeatureCache:
@@ -19,9 +18,9 @@ class FeatureCache:
         self.capacity = capacity
         self._features: OrderedDict[str, ReferenceFeatures] = OrderedDict()
 
-    def image(self, image: Image.Image, device: torch.device | None = None) -> ReferenceFeatures:
-        """Features (1, n, c) of one RGB image, computed on `device`; None is the encoder's own."""
-        return self._get(pixels_sha256(image), device, lambda: self.encoder.encode([image], device))
+    def image(self, picture: Picture, device: torch.device | None = None) -> ReferenceFeatures:
+        """Features (1, n, c) of one picture, computed on `device`; None is the encoder's own."""
+        return self._get(picture.sha256, device, lambda: self.encoder.encode([picture.image], device))
 
     def zero(self, device: torch.device | None = None) -> ReferenceFeatures:
         """Features (1, n, c) of the all-zero image, the negative branch's reference."""

@@ -8,16 +8,21 @@ from typing import Any
 
 from PIL import Image
 
-from realcustom.engine.requests import Reference
+from realcustom.pictures.content import Picture
 from realcustom.pictures.holes import fitting_size, hole_mask, laid_into
 from realcustom.pipelines.canvas import HOLE_STRENGTH, STRENGTH
 from realcustom.pipelines.controls import joined_nets
-from realcustom.types import Request
+from realcustom.types import REFERENCE, Request
 
 
 def plain(request: Request) -> Request:
-    """The request with PIL images in the place of opened references."""
-    return request.with_pictures(lambda picture, *_: picture.image if isinstance(picture, Reference) else picture)
+    """The request with PIL images in the place of opened pictures, but of its references: what a pipeline knows of
+    those, it knows by their hash."""
+
+    def image_of(picture: Any, kind: str, what: str) -> Any:
+        return picture if kind == REFERENCE or not isinstance(picture, Picture) else picture.image
+
+    return request.with_pictures(image_of)
 
 
 def check_picture(pipeline, request: Request) -> None:

@@ -1,13 +1,13 @@
 """What can be done with a request before a model is there: find its words, open its pictures, write it down.
 
-A `Reference` is an opened picture with a name: where it came from, and the hash of what it shows. Needs no torch.
+Needs no torch.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from realcustom.encoders.target_word import target_spans
 from realcustom.engine.characters import check_mentions
 from realcustom.engine.presets import preset_named
-from realcustom.pictures.content import PictureSearch, pixels_sha256
+from realcustom.pictures.content import Picture, PictureSearch, pixels_sha256
 from realcustom.pictures.masks import mask_picture, open_mask
 from realcustom.pictures.opening import open_image
 from realcustom.types import MASK, Request, json_form
@@ -25,25 +25,7 @@ Place = tuple[str | int, ...]
 MASK_FIELDS = ("region", "hole")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """An opened picture.
-
-    image: upright sRGB; of a mask its grey levels in three channels.
-    path: where it was read from, an absolute path or a URL; None for a picture that was given in memory.
-    sha256: hash of its size and RGB pixels, equal for equal pictures whatever the file format.
-    """
-
-    image: Image.Image
-    path: str | None
-    sha256: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form: path, hash, and width and height."""
-        return {"path": self.path, "sha256": self.sha256, "size": list(self.image.size)}
-
-
-def open_reference(source: Any, name: str | None = None) -> Reference:
+def open_reference(source: Any, name: str | None = None) -> Picture:
     """Open whatever `open_image` takes; ValueError with one sentence if it is no usable picture.
 
     name: path or URL that the source, if it is bytes, was read from.
@@ -51,17 +33,17 @@ def open_reference(source: Any, name: str | None = None) -> Reference:
     return _reference(source, open_image, name)
 
 
-def open_region(source: Any, name: str | None = None) -> Reference:
+def open_region(source: Any, name: str | None = None) -> Picture:
     """Open whatever `open_mask` takes as the mask of a region; otherwise as `open_reference`."""
     return _reference(source, read_mask, name)
 
 
 def read_mask(source: Any) -> Image.Image:
-    """The picture of a mask in the form of `Reference`."""
+    """The picture of a mask in the form of `Picture`."""
     return mask_picture(open_mask(source))
 
 
-def opened(picture: Any, kind: str, what: str, name: str | None = None) -> Reference:
+def opened(picture: Any, kind: str, what: str, name: str | None = None) -> Picture:
     """A picture of a request as `Request.with_pictures` visits it, opened for its kind."""
     return (open_region if kind == MASK else open_reference)(picture, name)
 
@@ -121,7 +103,7 @@ def request_from_record(
     search = PictureSearch([Path(folder) for folder in folders], near)
     lost = []
 
-    def reopened(entry: Mapping[str, Any], place: Place) -> Reference | None:
+    def reopened(entry: Mapping[str, Any], place: Place) -> Picture | None:
         read = read_mask if place[-1] in MASK_FIELDS else open_image
         try:
             return _reopen(entry, what_at(place), search, elsewhere, read)
@@ -138,9 +120,9 @@ def request_from_record(
     return Request.from_dict(complete).with_pictures(_hashed)
 
 
-def _hashed(picture: Any, _: str, what: str) -> Reference:
+def _hashed(picture: Any, _: str, what: str) -> Picture:
     """A picture that was recorded with its hash: a bare path would open whatever lies there."""
-    if not isinstance(picture, Reference):
+    if not isinstance(picture, Picture):
         raise ValueError(f"The recorded settings are damaged: {what} has no hash.")
     return picture
 
@@ -172,12 +154,12 @@ def with_stand_ins(request: Request) -> Request:
     """The request with a grey picture, or a mask white on its right, in the place of every picture, as large as it
     where it is opened: what a model says against a request can be known without its pictures."""
 
-    def stand_in(picture: Any, kind: str, _: str) -> Reference:
-        width, height = picture.image.size if isinstance(picture, Reference) else (64, 64)
+    def stand_in(picture: Any, kind: str, _: str) -> Picture:
+        width, height = picture.image.size if isinstance(picture, Picture) else (64, 64)
         image = Image.new("RGB", (width, height), (0, 0, 0) if kind == MASK else (128, 128, 128))
         if kind == MASK:
             image.paste((255, 255, 255), (width // 2, 0, width, height))
-        return Reference(image, None, "")
+        return Picture(image, None, "")
 
     return request.with_pictures(stand_in)
 
@@ -189,8 +171,8 @@ def parts_of(request: Request, size: int) -> Iterator[Request]:
         yield replace(request, seed=request.image_seed(start), num_images=count)
 
 
-def _reference(source: Any, read: Callable[[Any], Image.Image], name: str | None) -> Reference:
-    if isinstance(source, Reference):
+def _reference(source: Any, read: Callable[[Any], Image.Image], name: str | None) -> Picture:
+    if isinstance(source, Picture):
         return source
     try:
         image = read(source)
@@ -199,12 +181,12 @@ def _reference(source: Any, read: Callable[[Any], Image.Image], name: str | None
             raise
         raise ValueError(str(error).replace("the given image data", name)) from error
     path = name or (os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else None)
-    return Reference(image, path, pixels_sha256(image))
+    return Picture(image, path, pixels_sha256(image))
 
 
 def _reopen(
     record: Any, what: str, search: PictureSearch, elsewhere: Callable, read: Callable[[Any], Image.Image]
-) -> Reference:
+) -> Picture:
     """The picture of a record; LookupError with a sentence if it is not found."""
     sha256 = record.get("sha256") if isinstance(record, Mapping) else None
     path = record.get("path") if isinstance(record, Mapping) else None
@@ -217,17 +199,17 @@ def _reopen(
         except ValueError:
             image = None
         if image is not None and pixels_sha256(image) == sha256:
-            return Reference(image, os.path.abspath(candidate), sha256)
+            return Picture(image, os.path.abspath(candidate), sha256)
         changed = candidate
     size = record.get("size")
     found = search.find(sha256, Path(path or "").name, tuple(size) if isinstance(size, list) else None, read)
     if found is not None:
-        return Reference(found[1], os.path.abspath(found[0]), sha256)
+        return Picture(found[1], os.path.abspath(found[0]), sha256)
     source = elsewhere(path, sha256)
     if source is not None:
         image = read(source)
         if pixels_sha256(image) == sha256:
-            return Reference(image, str(source) if isinstance(source, Path) else path, sha256)
+            return Picture(image, str(source) if isinstance(source, Path) else path, sha256)
         changed = path
     if changed is not None:
         raise LookupError(f"{what} has changed since the image was made: {changed}.")

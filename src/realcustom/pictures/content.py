@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,6 +20,32 @@ MOST_FILES = 20_000  # of one folder that is searched
 def pixels_sha256(image: Image.Image) -> str:
     """SHA-256 over "width x height" and the RGB bytes of an RGB image."""
     return hashlib.sha256(f"{image.width} x {image.height} ".encode() + image.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was opened, and hashed, once.
+
+    image: upright sRGB; of a mask its grey levels in three channels.
+    path: where it was read from, an absolute path or a URL; None for a picture that was given in memory.
+    sha256: hash of its size and RGB pixels, equal for equal pictures whatever the file format.
+    """
+
+    image: Image.Image
+    path: str | None
+    sha256: str
+
+    @classmethod
+    def of(cls, source: Any) -> Picture:
+        """One as it is; whatever `open_image` takes is opened and hashed."""
+        if isinstance(source, cls):
+            return source
+        image = open_image(source)
+        return cls(image, None, pixels_sha256(image))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: path, hash, and width and height."""
+        return {"path": self.path, "sha256": self.sha256, "size": list(self.image.size)}
 
 
 class PictureSearch:

@@ -143,8 +143,8 @@ def _features(
     adapter: RealCustomAdapter, cache: FeatureCache, subjects: Sequence[Subject], device: torch.device
 ) -> ReferenceFeatures:
     """Features of all references of all subjects."""
-    images = [image for subject in subjects for image in subject.images]
-    return cat_features([cache.image(image, device) for image in images]).to(device, adapter.dtype)
+    pictures = [picture for subject in subjects for picture in subject.images]
+    return cat_features([cache.image(picture, device) for picture in pictures]).to(device, adapter.dtype)
 
 
 def token_owners(subjects: Sequence[Subject]) -> list[int]:

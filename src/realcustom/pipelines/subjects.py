@@ -14,8 +14,8 @@ from PIL import Image
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.guidance.attention_maps import Size
+from realcustom.pictures.content import Picture
 from realcustom.pictures.masks import open_mask
-from realcustom.pictures.opening import open_image
 from realcustom.types import Subject
 
 
@@ -36,7 +36,7 @@ def as_rows(subjects: Mapping | Sequence[Mapping] | None, prompt) -> list[dict[s
 
 
 def as_subjects(subjects: Mapping | None) -> dict[str, Subject]:
-    """Word -> `Subject`, with every image opened and checked.
+    """Word -> `Subject`, with every image opened as a `Picture` and checked.
 
     Raises:
         ValueError: not a mapping, a subject without images, or an image that cannot be read.
@@ -48,7 +48,7 @@ def as_subjects(subjects: Mapping | None) -> dict[str, Subject]:
     checked = {}
     for word, value in subjects.items():
         subject = Subject.from_any(value)
-        images = tuple(open_image(image) for image in subject.images)
+        images = tuple(Picture.of(image) for image in subject.images)
         checked[word] = replace(subject, images=images)
     return checked
 

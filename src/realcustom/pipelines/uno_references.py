@@ -17,7 +17,6 @@ from realcustom.guidance.attention_maps import Size
 from realcustom.models.flow import TokenCount, released_tokens
 from realcustom.models.flux import Sight, SubjectReferences
 from realcustom.models.uno import Place, diagonal, reference_tokens
-from realcustom.pictures.content import pixels_sha256
 from realcustom.types import Subject
 
 
@@ -79,10 +78,9 @@ def shown_subjects(subjects: Sequence[Subject]) -> Shown:
     shares: dict[str, torch.Tensor] = {}
     for index, subject in enumerate(subjects):
         weights = subject.weights or (1.0,) * len(subject.images)
-        for image, weight in zip(subject.images, weights, strict=True):
-            key = pixels_sha256(image)
-            images.setdefault(key, image)
-            row = shares.setdefault(key, torch.zeros(len(subjects)))
+        for picture, weight in zip(subject.images, weights, strict=True):
+            images.setdefault(picture.sha256, picture.image)
+            row = shares.setdefault(picture.sha256, torch.zeros(len(subjects)))
             row[index] = max(row[index].item(), weight)
     return Shown(tuple(images.values()), torch.stack(list(shares.values())))
 

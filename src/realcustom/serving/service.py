@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from realcustom.engine.characters import Character, read_record
-from realcustom.engine.requests import Reference, check_request
+from realcustom.engine.requests import check_request
+from realcustom.pictures.content import Picture
 from realcustom.pictures.opening import DECODING
 from realcustom.pictures.png import metadata_of
 from realcustom.serving.limits import Limits, TooLarge, check_pixels
@@ -187,10 +188,10 @@ class Service:
         """Keep a character whose pictures are given by id; errors as `Cast.save`."""
         return self.cast.save(Character.from_dict(record), replaces)
 
-    def _open(self, source: Any, kind: str, _: str) -> Reference:
+    def _open(self, source: Any, kind: str, _: str) -> Picture:
         opener = self.store.region if kind == MASK else self.store.reference
         try:
-            return source if isinstance(source, Reference) else opener(source)
+            return source if isinstance(source, Picture) else opener(source)
         except LookupError as error:
             raise ValueError(f"{str(error).rstrip('.')}: upload it first.") from None
 

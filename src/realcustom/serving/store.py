@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realcustom.engine.requests import Reference, read_mask
+from realcustom.engine.requests import read_mask
 from realcustom.pictures.colour import to_srgb
-from realcustom.pictures.content import pixels_sha256
+from realcustom.pictures.content import Picture, pixels_sha256
 from realcustom.pictures.opening import DECODING, open_as_stored, open_image
 from realcustom.pictures.png import png_bytes
 from realcustom.serving.blobs import Blobs
@@ -216,16 +216,16 @@ class Store:
             )
         return {"id": name, "width": image.width, "height": image.height}
 
-    def reference(self, name: str) -> Reference:
+    def reference(self, name: str) -> Picture:
         """The picture of an id as a reference; it is recorded under its file name, never with a folder."""
         image = open_image(self.pictures.get(name))
-        return Reference(image, f"{name}.png", pixels_sha256(image))
+        return Picture(image, f"{name}.png", pixels_sha256(image))
 
-    def region(self, name: str) -> Reference:
+    def region(self, name: str) -> Picture:
         """The picture of an id as the mask of a region, kept as a picture of its own where it is not plain grey."""
         mask = read_mask(self.pictures.get(name))
         kept = self._keep_upload(mask)
-        return Reference(mask, f"{kept['id']}.png", pixels_sha256(mask))
+        return Picture(mask, f"{kept['id']}.png", pixels_sha256(mask))
 
     def id_of(self, name: str) -> str:
         """The id of a picture that is named by its id or by the hash of what it shows; `name` where there is none."""
