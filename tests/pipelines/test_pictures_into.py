@@ -147,6 +147,24 @@ def test_several_controls_on_pictures_equal_stock(controlled, tiny_pipeline):
     np.testing.assert_allclose(drawn(pipe, **start), drawn(theirs, **start), atol=1e-5)
 
 
+def test_a_control_on_a_network_that_knows_holes_equals_stock(controlled):
+    pipe, nets = controlled
+    if hasattr(pipe, "text_encoder_2"):
+        pytest.skip("SDXL differs in its conditions only, which the tests above hold")
+    pipe.unet = native(build_unet)
+    theirs = stock(pipe, StableDiffusionControlNetInpaintPipeline, controlnet=nets[0])
+    call = {"image": scene(), "mask_image": hole(), "control_image": scene(), "height": 64, "width": 64}
+    call |= {"controlnet_conditioning_scale": 0.7, "strength": 0.8}
+    np.testing.assert_allclose(drawn(pipe, **call), drawn(theirs, **call), atol=1e-5)
+
+
+def test_a_control_of_another_family_is_refused(tiny_pipeline, tiny_xl_pipeline, reference_image):
+    for pipe, other in ((tiny_pipeline, tiny_xl_pipeline), (tiny_xl_pipeline, tiny_pipeline)):
+        pipe.register_modules(controlnet=ControlNetModel.from_unet(other.unet))
+        with pytest.raises(ValueError, match="another model family"):
+            drawn(pipe, {"dog": reference_image}, control_image=scene())
+
+
 CALLS = {
     "image": {"image": scene(), "strength": 0.7},
     "hole": {"image": scene(), "mask_image": hole()},

@@ -18,6 +18,7 @@ from realcustom.engine.options import LoadOptions, control_name, lora_scale
 from realcustom.hub.layout import component_files, preferred
 from realcustom.hub.places import open_shelf
 from realcustom.hub.trouble import told_apart
+from realcustom.models.control import same_family
 from realcustom.pipelines.samplers import scheduler_named
 from realcustom.pipelines.sources import Sources, resolve
 
@@ -163,7 +164,7 @@ def load_controls(options: LoadOptions, pipeline: DiffusionPipeline) -> dict[str
             net = ControlNetModel.from_pretrained(shelf.take(files), torch_dtype=pipeline.dtype)
         except (OSError, ValueError) as error:
             raise ValueError(f'The ControlNet "{source}" cannot be read: {_first_line(error)}') from error
-        if net.config.cross_attention_dim != pipeline.unet.config.cross_attention_dim:
+        if not same_family(net, pipeline.unet):
             raise ValueError(f'The ControlNet "{source}" is of another family than the model "{options.model}".')
         nets[name] = net.to(computing_device(pipeline)).eval()
     return nets

@@ -14,6 +14,19 @@ import torch.nn.functional as F
 
 from realcustom.models.backbone import Text
 
+# What a U-Net and a ControlNet of one family have in common, so that the residuals fit.
+SHAPE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+
+
+def same_family(network, unet) -> bool:
+    """Whether a ControlNet was made for U-Nets of this shape; what such a U-Net reads behind the latents is free."""
+    shapes = [[str(_listed(config[name])) for name in SHAPE] for config in (network.config, unet.config)]
+    return shapes[0] == shapes[1] and network.config.in_channels == unet.config.out_channels
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
@@ -46,7 +59,10 @@ class Control:
         return replace(self, **{name: [getattr(self, name)[place] for place in acting] for name in names})
 
     def residuals(self, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> dict[str, Any]:
-        """What the U-Net is given besides, by its own names, for latents (B, C, h, w) as it takes them."""
+        """What the U-Net is given besides, by its own names.
+
+        latents: (B, C, h, w) as the U-Net takes them; ControlNets do not see what an inpainting network reads behind.
+        """
         size = [side * self.pixels_per_cell for side in latents.shape[-2:]]
         down: tuple = ()
         middle = None
@@ -54,7 +70,7 @@ class Control:
             if list(picture.shape[-2:]) != size:
                 picture = F.interpolate(picture, size=size, mode="bilinear", antialias=True)
             sums, last = network(
-                latents,
+                latents[:, : network.config.in_channels],
                 timestep,
                 encoder_hidden_states=text.embeds,
                 controlnet_cond=picture.repeat(len(latents) // len(picture), 1, 1, 1),

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
-from realcustom.models.control import Control
+from realcustom.models.control import Control, same_family
 from realcustom.pipelines.canvas import opened
 
 
@@ -34,7 +34,7 @@ def control_of(call: Mapping[str, Any], controlnet, pipe) -> Control | None:
     if controlnet is None:
         raise ValueError("A control_image needs a ControlNet: load the pipeline with controlnet=...")
     networks = list(getattr(controlnet, "nets", [controlnet]))
-    if any(network.config.cross_attention_dim != pipe.unet.config.cross_attention_dim for network in networks):
+    if not all(same_family(network, pipe.unet) for network in networks):
         raise ValueError("The ControlNet is of another model family than the base model.")
     images = call["control_image"] if isinstance(call["control_image"], (list, tuple)) else [call["control_image"]]
     names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
