@@ -82,5 +82,5 @@ def test_unos_lora_is_an_adapter_too(files, engine):
 
 
 def test_unos_lora_wants_flux(files, tiny_model):
-    with pytest.raises(ValueError, match="is UNO's LoRA, and the model .* is no FLUX"):
+    with pytest.raises(ValueError, match="is UNO's LoRA, and the model"):
         load_pipeline(str(tiny_model), adapter=str(files / "uno"), device="cpu")
