@@ -47,7 +47,7 @@ def list_models() -> None:
 
 @app.command()
 def get(
-    model: Annotated[str, typer.Argument(help="sdxl, sd15, or a hub id of a base model.")],
+    model: Annotated[str, typer.Argument(help="sdxl, sd15, flux, or a hub id of a base model.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; of a named model BASE+WEIGHTS.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of the base's weights: fp16 or full.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -79,7 +79,7 @@ def get(
                 _ask(f"Fetch up to {planned.missing_bytes / GB:.1f} GB, and the base model {planned.base.repo}?")
             prepare(model, revision, refresh=True)
         sources = resolve(model, revision=revision, variant=variant)
-    typer.echo(sources.parts.get("adapter", sources.base / "model").parent)
+    typer.echo((sources.lora or sources.parts.get("adapter", sources.base / "model")).parent)
 
 
 def _ask(question: str) -> None:
