@@ -226,3 +226,20 @@ def test_only_what_passes_is_tried_again():
     assert storage_trouble(OSError(errno.ENOENT, "")) is None
     assert storage_trouble(sqlite3.OperationalError("no such table")) is None
     assert storage_trouble(KeyError()) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+@pytest.mark.parametrize("kind", ["pictures", "masks"])
+def test_a_damaged_result_is_told_and_no_fault_of_the_server(client, service, kind, damage):
+    subjects = {"dog": client.post("/v1/images", content=png()).json()["id"]}
+    made = client.post("/v1/generations", json={**ASK, "subjects": subjects}).json()
+    job = wait(client, made["id"])
+    name = job["image_ids"][0] if kind == "pictures" else service.jobs.get(job["id"]).masks
+    path = getattr(service.store, kind).path(name)
+    path.unlink() if damage == "lost" else path.write_bytes(path.read_bytes()[:100])
+    image = job["images"][0]
+    for place in (f"{image}/masks/dog", f"{image}/metadata", image, f"/v1/images/{job['image_ids'][0]}/face"):
+        answer = client.get(place)
+        wrong = kind == "pictures" or place.endswith("dog")
+        assert answer.status_code == (404 if wrong else 200), place
+        assert not wrong or str(service.store.folder) not in answer.text

@@ -88,7 +88,9 @@ def serve(
         loaded = load_engine(loading, batch_size)
     else:
         loaded = _on_ray(loading, batch_size, ray_address, replicas, max_replicas)
-    app = create_app(Service(loaded, data, limits, name=loading.model), token, origins=cors)
+    # A folder by its name: where it lies is nobody's business.
+    name = os.path.basename(os.path.abspath(loading.model)) if os.path.isdir(loading.model) else loading.model
+    app = create_app(Service(loaded, data, limits, name=name), token, origins=cors)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")
     listen(app, listener, limits.connections)
