@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from realcustom.encoders.prompts import place_in_chunks, read_weights, token_chunks
+from realcustom.encoders.chunks import token_chunks
+from realcustom.encoders.prompts import place_in_chunks, read_weights
 from realcustom.encoders.target_word import target_token_positions
 
 

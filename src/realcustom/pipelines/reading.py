@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 
-from realcustom.encoders.prompts import Encode, PromptStyle, Weighted, chunk_count, encode_chunks, read_weights
+from realcustom.encoders.chunks import Encode, chunk_count, encode_chunks
+from realcustom.encoders.prompts import PromptStyle, Weighted, read_weights
 
 
 @dataclass(frozen=True)
