@@ -1,7 +1,7 @@
 """Long and weighted prompts as embeddings: chunk by chunk through a stock text encoder.
 
-A weight w moves a token's embedding z on its way from the empty prompt's embedding e at the same place: e + w (z - e), so
-that 1 changes nothing and 0 says nothing.
+A weight w moves a token's embedding z on its way from the empty prompt's embedding e at the same place: e + w (z - e),
+so that 1 changes nothing and 0 says nothing.
 
 Shapes: P prompts, k chunks, T = 77 tokens of a chunk, c channels.
 """

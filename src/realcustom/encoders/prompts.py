@@ -2,8 +2,8 @@
 
 A long prompt is read in chunks of as many tokens as the encoder takes between start and end, each by itself, and their
 embeddings stand one after the other, as the popular interfaces do it. A weight moves a token's embedding away from that
-of the empty prompt at its place, or towards it. Here is what the text alone tells; `realcustom.encoders.chunks` encodes.
-Needs no torch.
+of the empty prompt at its place, or towards it. This is what the text alone tells; `realcustom.encoders.chunks` encodes
+it. Needs no torch.
 """
 
 from __future__ import annotations
