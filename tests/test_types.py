@@ -150,3 +150,15 @@ def test_subjects_of_arrays_are_compared_by_what_they_hold():
     assert Subject((picture,), region=region) != Subject((picture,))
     assert Subject(("a.png",), strength=0.5) == Subject("a.png", strength=0.5)
     assert Subject(("a.png",)) != "a.png"
+
+
+def test_pictures_of_a_request_may_be_arrays():
+    def request(level):
+        mask, photo = np.zeros((4, 4)), np.full((8, 8, 3), level, dtype=np.uint8)
+        mask[1:3, 1:3] = 1
+        return Request(prompt="a dog", image=photo, hole=mask, feather=1, controls=[photo])
+
+    assert request(3) == request(3)
+    assert request(3) != request(4)
+    assert request(3) != replace(request(3), hole=(0.0, 0.0, 0.5, 0.5))
+    assert request(3) != replace(request(3), controls=())

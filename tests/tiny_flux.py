@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from conftest import TEXT_WIDTH, text_config
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+
+from realcustom.models.uno_lora import SharedLora
 
 WORDS = ("a", "the", "dog", "cat", "red", "and", "on", "in", "beach", "sofa", "hat", "with")
 T5_TOKENS = 24
@@ -73,3 +78,17 @@ def build_uno_pipeline(tokenizer, guidance: bool = True):
     pipe = UNOPipeline(**build_flux_components(tokenizer, guidance))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def write_flux_files(tokenizer, folder: Path) -> Path:
+    """A stock FLUX folder base/, and dit_lora.safetensors in the layout of UNO's release."""
+    pipe = build_uno_pipeline(tokenizer)
+    pipe.save_pretrained(folder / "base")
+    index = folder / "base" / "model_index.json"
+    index.write_text(index.read_text().replace("UNOPipeline", "FluxPipeline"))
+    lora = SharedLora(pipe.transformer, rank=2)
+    for parameter in lora.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    (folder / "uno").mkdir()
+    save_file(lora.released_state(), folder / "uno" / "dit_lora.safetensors")
+    return folder

@@ -1,4 +1,4 @@
-"""Three nodes: load a model, name subjects, generate.
+"""Five nodes: load a model, name subjects, start from a picture, put it under control, generate.
 
 ComfyUI's types: IMAGE is float (B, H, W, 3) in [0, 1], MASK float (B, H, W) in [0, 1]. Nothing of ComfyUI is imported;
 what it offers a running node (progress bar, interruption) is used where it is loaded.
@@ -17,7 +17,7 @@ import torch
 from realcustom import Engine, Request, Subject
 from realcustom.pictures.overlays import mask_image
 from realcustom.pictures.png import portable
-from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED, REFUSED, Progress
+from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED, REFUSED, ControlImage, Progress
 
 log = logging.getLogger("realcustom")
 
@@ -42,14 +42,24 @@ class RealCustomLoadModel:
                 "adapter": ("STRING", {"default": "", "tooltip": "Folder or hub id; empty if the model has its own."}),
                 "device": (["auto", "cuda", "cpu", "mps"], {"default": "auto"}),
                 "dtype": (["auto", "float32", "float16", "bfloat16"], {"default": "auto"}),
-            }
+            },
+            "optional": {
+                "controlnet": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "ControlNets, one a line: outline=FOLDER or hub id."},
+                ),
+            },
         }
 
-    def load(self, model: str, adapter: str, device: str, dtype: str) -> tuple[Engine]:
+    def load(self, model: str, adapter: str, device: str, dtype: str, controlnet: str = "") -> tuple[Engine]:
         """Load it; ValueError with one sentence if it cannot be had."""
-        place = None if device == "auto" else device
-        number_format = None if dtype == "auto" else dtype
-        return (Engine.load(model.strip(), adapter=adapter.strip() or None, device=place, dtype=number_format),)
+        options = {
+            "adapter": adapter.strip() or None,
+            "device": None if device == "auto" else device,
+            "dtype": None if dtype == "auto" else dtype,
+            "controlnet": tuple(line.strip() for line in controlnet.splitlines() if line.strip()),
+        }
+        return (Engine.load(model.strip(), **options),)
 
 
 class RealCustomSubject:
@@ -92,6 +102,89 @@ class RealCustomSubject:
         return ({**(subjects or {}), word: Subject(pictures, strength=float(strength), region=area)},)
 
 
+class RealCustomPicture:
+    """A picture to start from: drawn anew as a whole, or in a hole, around which every pixel stays."""
+
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("REALCUSTOM_PICTURE",)
+    RETURN_NAMES = ("picture",)
+    FUNCTION = "take"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, dict]:
+        """The node's inputs."""
+        share = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05}
+        pixels = {"min": -1, "max": 1024}
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "One picture."}),
+                "denoising": ("FLOAT", {**share, "tooltip": "Share of the steps; 0: 0.8, in a hole 1."}),
+            },
+            "optional": {
+                "hole": ("MASK", {"tooltip": "Where it is drawn anew; white is here. None is everywhere."}),
+                "feather": ("INT", {**pixels, "min": 0, "default": 0, "tooltip": "Pixels inside the hole's edge."}),
+                "padding": (
+                    "INT",
+                    {**pixels, "default": -1, "tooltip": "Draw only the hole and so many pixels; -1: all."},
+                ),
+            },
+        }
+
+    def take(
+        self,
+        image: torch.Tensor,
+        denoising: float,
+        hole: torch.Tensor | None = None,
+        feather: int = 0,
+        padding: int = -1,
+    ) -> tuple[dict[str, Any]]:
+        """The request's fields; ValueError for a batch of pictures."""
+        if len(image) != 1:
+            raise ValueError(f"A run starts from one picture, not from a batch of {len(image)}.")
+        fields: dict[str, Any] = {"image": _array(image[0]), "denoising": float(denoising) or None}
+        if hole is not None:
+            fields |= {"hole": _array(hole.reshape(-1, *hole.shape[-2:])[0]), "feather": feather}
+            fields["padding"] = None if padding < 0 else padding
+        return (fields,)
+
+
+class RealCustomControl:
+    """A picture for a ControlNet of the model. Several of these in a row act together."""
+
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("REALCUSTOM_CONTROLS",)
+    RETURN_NAMES = ("controls",)
+    FUNCTION = "add"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, dict]:
+        """The node's inputs."""
+        share = {"min": 0.0, "max": 1.0, "step": 0.05}
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "Outlines, depth, a pose: what the ControlNet reads."}),
+                "name": ("STRING", {"default": "", "tooltip": "Of the ControlNet; empty if the model has one."}),
+                "scale": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 2.0, "step": 0.05}),
+                "start": ("FLOAT", {**share, "default": 0.0}),
+                "end": ("FLOAT", {**share, "default": 1.0}),
+            },
+            "optional": {"controls": ("REALCUSTOM_CONTROLS", {"tooltip": "The controls before this one."})},
+        }
+
+    def add(
+        self,
+        image: torch.Tensor,
+        name: str,
+        scale: float,
+        start: float,
+        end: float,
+        controls: tuple[ControlImage, ...] = (),
+    ) -> tuple[tuple[ControlImage, ...]]:
+        """The controls so far and this one; ValueError if it ends before it starts."""
+        control = ControlImage(_array(image[0]), name=name.strip(), scale=float(scale), start=start, end=end)
+        return ((*controls, control),)
+
+
 class RealCustomGenerate:
     """Images of a prompt with the subjects in the place of their words, and where the subjects were drawn."""
 
@@ -130,6 +223,8 @@ class RealCustomGenerate:
                     {**scale, "tooltip": "-1: one scale for both; the model's own where both are -1."},
                 ),
                 "mask_word": ("STRING", {"default": "", "tooltip": "Whose mask; empty is all subjects together."}),
+                "picture": ("REALCUSTOM_PICTURE", {"tooltip": "None starts from noise."}),
+                "controls": ("REALCUSTOM_CONTROLS", {"tooltip": "Pictures for the model's ControlNets."}),
             },
         }
 
@@ -161,6 +256,7 @@ def _request(prompt: str, settings: dict[str, Any]) -> Request:
     fields = {name: None if name in none_at and value == none_at[name] else value for name, value in settings.items()}
     negative = (fields.pop("negative_prompt", None) or "").strip()
     subjects = fields.pop("subjects", None) or {}
+    fields |= fields.pop("picture", None) or {}
     return Request(prompt=prompt, subjects=subjects, negative_prompt=negative or None, **fields)
 
 
@@ -198,10 +294,14 @@ def _progress_bar():
 NODE_CLASS_MAPPINGS = {
     "RealCustomLoadModel": RealCustomLoadModel,
     "RealCustomSubject": RealCustomSubject,
+    "RealCustomPicture": RealCustomPicture,
+    "RealCustomControl": RealCustomControl,
     "RealCustomGenerate": RealCustomGenerate,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "RealCustomLoadModel": "RealCustom: load model",
     "RealCustomSubject": "RealCustom: subject",
+    "RealCustomPicture": "RealCustom: picture",
+    "RealCustomControl": "RealCustom: control",
     "RealCustomGenerate": "RealCustom: generate",
 }

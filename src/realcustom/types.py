@@ -134,6 +134,10 @@ class ControlImage:
         if self.start >= self.end:
             raise ValueError(f"A control must end after its start, not go from {self.start:g} to {self.end:g}.")
 
+    def __eq__(self, other: object) -> bool:
+        """Equal field by field, also where the picture is an array."""
+        return _equal(self, other) if isinstance(other, ControlImage) else NotImplemented
+
     @classmethod
     def from_any(cls, value: Any) -> ControlImage:
         """A `ControlImage` from one, its JSON form, or a picture."""
@@ -216,6 +220,10 @@ class Request:
         if self.mask_scope == 0.0:
             raise ValueError("The mask scope must be above 0; to leave the subject out, give no subject.")
 
+    def __eq__(self, other: object) -> bool:
+        """Equal field by field, also where pictures are arrays."""
+        return _equal(self, other) if isinstance(other, Request) else NotImplemented
+
     def _check_picture(self) -> None:
         for name, what, low, high in EDGE_FIELDS:
             if getattr(self, name) is not None:
@@ -228,7 +236,9 @@ class Request:
             object.__setattr__(self, "hole", outline(self.hole))
         needed = {"denoising": "image", "hole": "image", "padding": "hole", "feather": "hole"}
         for name, other in needed.items():
-            if getattr(self, name) not in (None, 0) and getattr(self, other) is None:
+            value = getattr(self, name)
+            said = value is not None and not (isinstance(value, int) and value == 0)  # a mask may be an array
+            if said and getattr(self, other) is None:
                 raise ValueError(f"{name} needs {other}: {NEEDED[other]}.")
         if not isinstance(self.controls, (list, tuple)) or len(self.controls) > MAX_CONTROLS:
             raise ValueError(f"The controls must be a list of at most {MAX_CONTROLS}.")
@@ -331,6 +341,10 @@ def _subjects(value: Any) -> dict[str, Subject]:
             raise ValueError("The word of a subject is empty.")
         subjects[word] = Subject.from_any(subject)
     return subjects
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(_same(getattr(one, entry.name), getattr(other, entry.name)) for entry in fields(one))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -405,3 +405,14 @@ def test_the_picture_under_a_word_is_the_one_given(realcustom, tiny_model):
     picture(7).save("rex.png")
     realcustom(*DOG, "--model", tiny_model, "--overwrite")
     assert not np.array_equal(first, pixels("out.png"))
+
+
+def test_a_word_that_the_model_does_not_know_is_said(realcustom, folder):
+    Path("jobs.jsonl").write_text('{"id": "one", "prompt": "a zebra in the snow", "steps": 1}\n')
+    for call in (("generate", "a zebra in the snow", "--steps", 1), ("batch", "jobs.jsonl", "--out", "jobs")):
+        done = realcustom(*call)
+        assert done.code == 0, done.error
+        (line,) = [line for line in done.error.splitlines() if "zebra" in line]
+        assert 'This model does not know "zebra", and may draw nothing of it; it knows dog, cat,' in line
+        assert ("jobs.jsonl, line 1" in line) == (call[0] == "batch")
+    assert "does not know" not in realcustom("generate", "a dog in the snow", "--steps", 1).error

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from release_files import build_base, build_ip_adapter, build_release
+from tiny_flux import write_flux_files
 
 from realcustom.hub.names import NAMED
 from realcustom.pictures.png import read_metadata
@@ -227,6 +228,40 @@ def test_sd15_is_ip_adapter_under_the_mask(realcustom, hub, folder, tmp_path):
     assert realcustom("repeat", "out.png").code == 0
     assert Path("out.png").read_bytes() == Path("out-repeat.png").read_bytes()
     assert hub.log == []
+
+
+def test_flux_is_uno_under_the_mask(realcustom, hub, folder, tmp_path, tokenizer, monkeypatch):
+    files = write_flux_files(tokenizer, tmp_path / "files")
+    flux = NAMED["flux"]
+    hub.repos.update({flux.base: files / "base", flux.weights: files / "uno"})
+    hub.gated.add(flux.base)
+    call = ("generate", "a dog and a cat on the sofa", "--subject", "dog=rex.png", "--subject", "cat=tom.png")
+    call += ("--model", "flux", "--size", "64x48", "--steps", 2, "--save-masks")
+    assert "is gated: accept its terms at" in realcustom(*call).error
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    done = realcustom(*call)
+    assert (done.code, done.lines[0]) == (0, "out.png"), done.error
+    assert f"Fetching {flux.weights}: dit_lora.safetensors" in done.error
+    assert np.asarray(Image.open("out.mask.dog.png")).max() > 0
+    settings = read_metadata("out.png")
+    assert settings["model"]["revision"] == f"{hub.commit(flux.base)}+{hub.commit(flux.weights)}"
+    hub.log.clear()
+    assert realcustom("repeat", "out.png").code == 0
+    assert Path("out.png").read_bytes() == Path("out-repeat.png").read_bytes()
+    Path("jobs.jsonl").write_text(json.dumps({"id": "one", **portable_request(settings["request"])}))
+    assert realcustom("batch", "jobs.jsonl", "--out", "jobs", "--model", "flux").code == 0
+    assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open("jobs/one.png")))
+    assert hub.log == [], "what is here is not asked for again"
+    assert realcustom("models", "get", "flux", "--yes").code == 0
+
+
+def portable_request(record: dict) -> dict:
+    """A recorded request as a line of a jobs file: pictures by their paths."""
+    subjects = {
+        word: {**subject, "images": [image["path"] for image in subject["images"]]}
+        for word, subject in record["subjects"].items()
+    }
+    return {**record, "subjects": subjects}
 
 
 def test_the_environment_names_hub_and_cache(sdxl, folder, tmp_path):

@@ -1,14 +1,12 @@
 """A FLUX folder with UNO's LoRA through the engine: the same request as for every model."""
 
 import pytest
-import torch
 from conftest import picture
 from safetensors.torch import load_file, save_file
-from tiny_flux import build_uno_pipeline
+from tiny_flux import write_flux_files
 
 from realcustom import Engine, Request
 from realcustom.engine.loading import load_pipeline
-from realcustom.models.uno_lora import SharedLora
 
 PROMPT = "a dog and a cat on the sofa"
 
@@ -16,21 +14,12 @@ PROMPT = "a dog and a cat on the sofa"
 @pytest.fixture(scope="module")
 def files(tokenizer, tmp_path_factory):
     """A stock FLUX folder, and a LoRA file in the release's layout."""
-    folder = tmp_path_factory.mktemp("flux")
-    pipe = build_uno_pipeline(tokenizer)
-    pipe.save_pretrained(folder / "base")
-    index = (folder / "base" / "model_index.json").read_text()
-    (folder / "base" / "model_index.json").write_text(index.replace("UNOPipeline", "FluxPipeline"))
-    lora = SharedLora(pipe.transformer, rank=2)
-    for parameter in lora.parameters():
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-    save_file(lora.released_state(), folder / "dit_lora.safetensors")
-    return folder
+    return write_flux_files(tokenizer, tmp_path_factory.mktemp("flux"))
 
 
 @pytest.fixture(scope="module")
 def engine(files):
-    return Engine.load(str(files / "base"), lora=(str(files / "dit_lora.safetensors"),), device="cpu")
+    return Engine.load(str(files / "base"), lora=(str(files / "uno" / "dit_lora.safetensors"),), device="cpu")
 
 
 def ask(**changes):
@@ -71,10 +60,27 @@ def test_presets_and_refusals(engine):
 
 
 def test_a_lora_that_lacks_a_part_is_refused(files, tmp_path):
-    state = load_file(files / "dit_lora.safetensors")
+    state = load_file(files / "uno" / "dit_lora.safetensors")
     state.popitem()
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="missing"):
         load_pipeline(str(files / "base"), lora=(str(tmp_path / "part.safetensors"),), device="cpu")
     with pytest.raises(ValueError, match="no adapter"):
         load_pipeline(str(files / "base"), adapter=str(files / "base"), device="cpu")
+
+
+def test_unos_lora_is_an_adapter_too(files, engine):
+    adapted = Engine.load(str(files / "base"), adapter=str(files / "uno"), device="cpu")
+    assert adapted.run(ask(seed=4)).images[0].tobytes() == engine.run(ask(seed=4)).images[0].tobytes()
+    both = Engine.load(
+        str(files / "base"),
+        adapter=str(files / "uno"),
+        lora=f"{files / 'uno' / 'dit_lora.safetensors'}:0",
+        device="cpu",
+    )
+    assert both.run(ask(seed=4)).images[0].tobytes() == engine.run(ask(seed=4)).images[0].tobytes()
+
+
+def test_unos_lora_wants_flux(files, tiny_model):
+    with pytest.raises(ValueError, match="is UNO's LoRA, and the model"):
+        load_pipeline(str(tiny_model), adapter=str(files / "uno"), device="cpu")

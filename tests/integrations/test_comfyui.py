@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from diffusers import ControlNetModel
 
 from realcustom import Engine, Request, Subject
 
@@ -153,6 +154,38 @@ def test_without_subjects_it_is_plain_text_to_image(graph):
     images, masks, _ = execute(graph, "6")
     assert images.shape == (2, 64, 96, 3)
     assert masks.max() == 0
+
+
+def test_a_picture_with_a_hole_under_control(graph, tiny_model, tmp_path):
+    torch.manual_seed(4)
+    network = ControlNetModel.from_unet(Engine.load(str(tiny_model), device="cpu").pipeline.unet)
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    network.save_pretrained(tmp_path / "net")
+    graph["1"]["inputs"]["controlnet"] = f"outline={tmp_path / 'net'}\n"
+    graph["7"] = {
+        "class_type": "RealCustomPicture",
+        "inputs": {**defaults(NODES["RealCustomPicture"]), "image": ["2", 0], "hole": ["2", 1], "feather": 2},
+    }
+    control = {**defaults(NODES["RealCustomControl"]), "image": ["3", 0], "name": "outline", "scale": 0.5}
+    graph["8"] = {"class_type": "RealCustomControl", "inputs": control}
+    graph["6"]["inputs"] |= {"picture": ["7", 0], "controls": ["8", 0], "width": 0, "num_images": 1}
+    images, _, settings = execute(graph, "6")
+    record = json.loads(settings)[0]["request"]
+    assert (record["denoising"], record["feather"], record["padding"]) == (1.0, 2, None)
+    assert [(one["name"], one["scale"]) for one in record["controls"]] == [("outline", 0.5)]
+    made, old = np.rint(images[0].numpy() * 255).astype(np.uint8), np.asarray(picture(0))
+    assert made.shape == old.shape
+    assert np.array_equal(made[:, 24:], old[:, 24:])
+    assert not np.array_equal(made[:, :24], old[:, :24])
+    del graph["6"]["inputs"]["controls"]
+    assert not torch.equal(execute(graph, "6")[0], images)
+
+
+def test_a_batch_is_no_picture_to_start_from():
+    batch = torch.cat([LoadImage().load(0)[0], LoadImage().load(1)[0]])
+    with pytest.raises(ValueError, match="from one picture"):
+        NODES["RealCustomPicture"]().take(image=batch, denoising=0.5)
 
 
 def test_the_seed_minus_one_is_drawn_at_every_run(graph):

@@ -105,7 +105,7 @@ BAD_FIELDS = [
     ({"subjects": {"dog": "0" * 64}}, "upload it first"),
     ({"subjects": {"dog": "data:image/png;base64,%%%"}}, "damaged or cut off"),
     ({"subjects": dict.fromkeys("abcde", DOG["dog"])}, "5 subjects were given; 4 is the most."),
-    ({"subjects": {"dog": [DOG["dog"]] * 17}}, "at most 16 reference images"),
+    ({"subjects": {"dog": [DOG["dog"]] * 17}}, "at most 16 pictures"),
     ({"subjects": [1]}, "subjects must be given as word -> image"),
     ({"colour": "red"}, "'colour' is no field of a request"),
     ({"model": "another"}, 'This server has the model "tiny"'),

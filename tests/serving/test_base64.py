@@ -79,6 +79,7 @@ def test_whole_numbers_may_be_written_as_floats(idle_client, name):
     made = idle_client.post("/v1/generations", content=json.dumps({**ask, name: float(value)}))
     assert made.status_code == 202, made.text
     assert json.dumps(made.json()["request"][name]) == str(value), "stored as the whole number it is"
+    assert idle_client.get("/v1/generations", params={"limit": "1.0"}).status_code == 200
     refused = idle_client.post("/v1/generations", json={**ask, name: value + 0.5})
     assert refused.status_code == 422
     assert "must be a whole number" in refused.json()["detail"]

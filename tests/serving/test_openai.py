@@ -80,6 +80,7 @@ def fetch(url: str, token: str | None = TOKEN) -> bytes:
 
 
 def test_the_model_is_listed_and_found(client, model):
+    assert model == "tiny", "the name of its folder, not its place"
     found = client.models.retrieve(model)
     assert (found.id, found.object, found.owned_by) == (model, "model", "realcustom")
     with pytest.raises(openai.NotFoundError) as error:
@@ -108,6 +109,14 @@ def test_an_address_is_given_where_it_is_asked_for(client, server):
     assert metadata_of(fetch(made.data[0].url), "it")["request"]["seed"] == 3
     with pytest.raises(urllib.request.HTTPError, match="401"):
         fetch(made.data[0].url, token=None)
+
+
+def test_every_field_of_a_request_may_stand_beside_openais(client, engine):
+    fields = {"image": data_url(png(picture(4, 64))), "hole": [0.25, 0.25, 0.75, 0.75], "feather": 2, "preset": "fast"}
+    more = {"seed": 3.0, "steps": 2, "subjects": {"dog": data_url(png(picture(1)))}, **fields}
+    made = client.images.generate(prompt="a dog", n=1, extra_body=more)
+    fields |= {"image": picture(4, 64), "subjects": {"dog": picture(1)}}
+    assert same(made.data, engine.run(Request(prompt="a dog", seed=3, steps=2, **fields)))
 
 
 def test_references_with_their_words(client, engine):

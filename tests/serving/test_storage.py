@@ -9,12 +9,16 @@ import stat
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from conftest import picture
+from PIL import Image
 
+from realcustom.pictures.content import pixels_sha256
 from realcustom.serving import runner as runner_module
 from realcustom.serving import upkeep
 from realcustom.serving.blobs import Blobs
+from realcustom.serving.records import forget_unused
 from realcustom.serving.store import DATABASE
 from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
@@ -226,3 +230,33 @@ def test_only_what_passes_is_tried_again():
     assert storage_trouble(OSError(errno.ENOENT, "")) is None
     assert storage_trouble(sqlite3.OperationalError("no such table")) is None
     assert storage_trouble(KeyError()) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+@pytest.mark.parametrize("kind", ["pictures", "masks"])
+def test_a_damaged_result_is_told_and_no_fault_of_the_server(client, service, kind, damage):
+    subjects = {"dog": client.post("/v1/images", content=png()).json()["id"]}
+    made = client.post("/v1/generations", json={**ASK, "subjects": subjects}).json()
+    job = wait(client, made["id"])
+    name = job["image_ids"][0] if kind == "pictures" else service.jobs.get(job["id"]).masks
+    path = getattr(service.store, kind).path(name)
+    path.unlink() if damage == "lost" else path.write_bytes(path.read_bytes()[:100])
+    image = job["images"][0]
+    for place in (f"{image}/masks/dog", f"{image}/metadata", image, f"/v1/images/{job['image_ids'][0]}/face"):
+        answer = client.get(place)
+        wrong = kind == "pictures" or place.endswith("dog")
+        assert answer.status_code == (404 if wrong else 200), place
+        assert not wrong or str(service.store.folder) not in answer.text
+
+
+def test_what_a_picture_shows_as_a_mask_is_forgotten_with_it(service):
+    mask = np.zeros((8, 8, 3), dtype=np.uint8)
+    mask[:4, :, 0] = 255
+    shown = np.repeat(mask[..., :1], 3, axis=2)
+    name = service.store.add_upload(png(Image.fromarray(mask)), service.limits)["id"]
+    key = pixels_sha256(Image.fromarray(shown))
+    assert service.store.picture_showing(key, as_mask=True) == name
+    assert service.store.picture_showing(key) is None, "as an image it is red"
+    assert forget_unused(service.store, days=0.0) == 1
+    assert service.store.picture_showing(key, as_mask=True) is None
+    assert service.store.rows("SELECT * FROM read_as_masks") == []

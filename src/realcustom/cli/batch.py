@@ -81,6 +81,7 @@ def batch(
 
             loaded = load_engine(loading)
             tasks = _allowed(jobs, plan.tasks, refused(loaded, plan.tasks), skip_bad)
+            _warn(jobs, [(task.line, warning) for task in tasks for warning in loaded.warnings(task.request.prompt)])
             _run(run_local(loaded, tasks), tasks, plan.finished)
 
 
@@ -94,6 +95,14 @@ def _tell(jobs: str, problems: Iterable[Problem], skip_bad: bool) -> None:
     if problems and not skip_bad:
         count = f"{len(problems)} lines" if len(problems) > 1 else "1 line"
         raise ValueError(f"{count} cannot be run, so nothing was started; --skip-bad goes on without.")
+
+
+def _warn(jobs: str, warnings: list[tuple[int, str]]) -> None:
+    """Name lines on stderr that are run, and may not give what they ask for."""
+    for line, sentence in warnings[:SHOWN]:
+        typer.echo(f"{jobs}, line {line}: {sentence}", err=True)
+    if len(warnings) > SHOWN:
+        typer.echo(f"... and {len(warnings) - SHOWN} lines more.", err=True)
 
 
 def _check_changed(changed: tuple[Job, ...]) -> None:

@@ -157,6 +157,38 @@ def stickers(
 
 
 @app.command()
+def holes(
+    model: Model = "miniature",
+    adapter: Adapter = None,
+    subjects: Subjects = None,
+    limit: Annotated[int, typer.Option(min=2, help="How many cases; each is two images.")] = 64,
+    steps: Steps = 25,
+    guidance_scale: Scale = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of another judge; the bundled one.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+) -> None:
+    """Held-out identities in a hole of a drawn scene, against the same words drawn freely."""
+    world = held_out_world(subjects)
+    quiet()
+    from realcustom.evaluation.generation import Setup
+    from realcustom.evaluation.holes import hole_samples, run_holes
+    from realcustom.evaluation.judge import WEIGHTS, Judge
+    from realcustom.evaluation.models import open_pipeline
+
+    judge = Judge.load(weights or WEIGHTS)
+    pipe = open_pipeline(model, adapter, device)
+    made, out = hole_samples(world, limit, seed), out or Path("outputs/holes")
+    about = {"model": model, "adapter": adapter, "cases": limit, "seed": seed}
+    setup = Setup(steps=steps, guidance_scale=guidance_scale)
+    with image_bar("holes", 2 * len(made)) as done:
+        lines = run_holes(pipe, judge, made, setup, out, about=about, done=done)
+    show(f"In a hole against freely: {model}, {limit} cases, {steps} steps, seed {seed}", lines)
+    typer.echo(out / "results.json")
+
+
+@app.command()
 def paradox(
     model: Model = "miniature",
     adapter: Adapter = None,

@@ -126,4 +126,6 @@ def generate(
     request = open_pictures(request)
     outputs = Outputs(out, request, save_masks=save_masks, metadata=not no_metadata, overwrite=overwrite)
     engine = load_engine(loading)
+    for warning in engine.warnings(request.prompt):
+        typer.echo(warning, err=True)
     make_images(engine, request, outputs, "Generating")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,8 +17,6 @@ from realcustom.hub.names import NAMED, NamedModel
 app = typer.Typer(help="Look at models, fetch them, and put trained parts together.")
 
 ROOM = 1.4  # memory over weights that a picture of the model's own size takes, about
-
-KNOWS = "knows.json"  # of a model trained on a closed world: what its prompts may speak of
 
 
 @app.callback()
@@ -47,7 +44,7 @@ def list_models() -> None:
 
 @app.command()
 def get(
-    model: Annotated[str, typer.Argument(help="sdxl, sd15, or a hub id of a base model.")],
+    model: Annotated[str, typer.Argument(help="sdxl, sd15, flux, or a hub id of a base model.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; of a named model BASE+WEIGHTS.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of the base's weights: fp16 or full.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -79,7 +76,7 @@ def get(
                 _ask(f"Fetch up to {planned.missing_bytes / GB:.1f} GB, and the base model {planned.base.repo}?")
             prepare(model, revision, refresh=True)
         sources = resolve(model, revision=revision, variant=variant)
-    typer.echo(sources.parts.get("adapter", sources.base / "model").parent)
+    typer.echo((sources.lora or sources.parts.get("adapter", sources.base / "model")).parent)
 
 
 def _ask(question: str) -> None:
@@ -113,7 +110,6 @@ def show(name: Annotated[str | None, typer.Argument(help="As --model.")] = None,
     from rich.table import Table
 
     from realcustom.cli.console import load_engine
-    from realcustom.hub.bundled import model_folder
 
     loading = replace(loading, model=name or loading.model, device=loading.device or "cpu")
     engine = load_engine(loading)
@@ -125,10 +121,12 @@ def show(name: Annotated[str | None, typer.Argument(help="As --model.")] = None,
             table.add_row(part_name, type(part).__name__, f"{count:,}")
     console = Console()
     console.print(table)
-    for key, value in engine.describe().items():
+    facts = engine.describe()
+    knows = facts.pop("knows", {})
+    for key, value in facts.items():
         console.print(f"{key}: {value}", highlight=False)
-    for key, value in knowledge(model_folder(loading.model)).items():
-        console.print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}", highlight=False)
+    for key, phrases in knows.items():
+        console.print(f"{key}: {', '.join(phrases)}", highlight=False)
 
 
 @app.command()
@@ -155,9 +153,3 @@ def export(
         "styles": list(vocabulary.STYLES),
     }
     typer.echo(export_miniature(base, adapter, out, notes))
-
-
-def knowledge(folder: str) -> dict[str, Any]:
-    """What a model of a closed world knows, by kind; empty for one that reads any text."""
-    path = Path(folder) / KNOWS
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -29,7 +29,7 @@ NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write no settin
 # The fields of `LoadOptions` as options, in the order of the help.
 LOADING: dict[str, Any] = {
     "model": Annotated[
-        str, typer.Option(help="miniature, sdxl, sd15 (realcustom models list), a folder, or a hub id.")
+        str, typer.Option(help="miniature, sdxl, sd15, flux (realcustom models list), a folder, or a hub id.")
     ],
     "adapter": Annotated[
         str | None,

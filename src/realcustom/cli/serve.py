@@ -38,7 +38,9 @@ def serve(*, door: Door, bounds: Bounds, engines: Engines, loading: LoadOptions)
         loaded = load_engine(loading, engines.batch_size)
     else:
         loaded = _on_ray(loading, engines)
-    service = Service(loaded, bounds.data, limits, name=loading.model, hooks=hooks)
+    # A folder by its name: where it lies is nobody's business.
+    name = os.path.basename(os.path.abspath(loading.model)) if os.path.isdir(loading.model) else loading.model
+    service = Service(loaded, bounds.data, limits, name=name, hooks=hooks)
     app = create_app(service, holders=holders, origins=door.cors, root_path=door.root_path)
     shown = f"[{door.host}]" if ":" in door.host else door.host
     typer.echo(f"http://{shown}:{listener.getsockname()[1]}")

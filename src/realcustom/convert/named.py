@@ -26,7 +26,7 @@ class Prepared:
     """A named model that is ready to load.
 
     Attributes:
-        folder: of the converted adapter, as `--adapter` takes it.
+        folder: of the adapter, as `--adapter` takes it.
         base: commit of the base's repository.
         weights: commit of the repository that the adapter was made of.
         base_files: what was fetched of the base when it was loaded; empty before.
@@ -113,12 +113,14 @@ def prepare(name: str, revision: str | None = None, refresh: bool = False) -> Pr
     if ready is not None and not refresh:
         return ready
     planned = plan(name, revision)
-    home = cache_home() / name
+    home, named, revisions = cache_home() / name, NAMED[name], _revisions(NAMED[name], revision)
     folder = f"{planned.base.commit[:12]}-{planned.weights.commit[:12]}-{FORMAT}"
     home.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(str(home / ".lock")):
-        if not (home / folder).is_dir():
-            _make(NAMED[name], planned, home / folder, _revisions(NAMED[name], revision))
+        if not named.converted:
+            folder = str(fetch(planned.weights, planned.files, revisions[1]))
+        elif not (home / folder).is_dir():
+            _make(named, planned, home / folder, revisions)
         ready = Prepared(home / folder, planned.base.commit, planned.weights.commit)
         entry: dict[str, Any] = {"folder": folder, "base": ready.base, "weights": ready.weights}
         ready = known(name, ready.revision) or ready

@@ -15,6 +15,7 @@ from PIL import Image
 
 from realcustom.checks import whole
 from realcustom.distributed.cluster import connect, disconnect, import_ray, share
+from realcustom.engine.knowledge import warnings_of
 from realcustom.engine.requests import open_request, with_stand_ins
 from realcustom.types import Cancelled, Progress, Request, Result
 
@@ -92,6 +93,10 @@ class RayEngine:
     def describe(self) -> dict[str, Any]:
         """As `Engine.describe`."""
         return dict(self._describe)
+
+    def warnings(self, prompt: str) -> tuple[str, ...]:
+        """As `Engine.warnings`."""
+        return warnings_of(prompt, self._describe.get("knows", {}))
 
     @property
     def grid(self) -> int:

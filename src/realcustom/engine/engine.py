@@ -16,6 +16,7 @@ import torch
 
 from realcustom.encoders.target_word import agreed_positions, check_disjoint
 from realcustom.engine.grouping import Making, Units, Watch, batches
+from realcustom.engine.knowledge import Knowledge, read_knowledge, warnings_of
 from realcustom.engine.loading import computing_device, find_sources, load_controls, load_sources
 from realcustom.engine.options import LoadOptions
 from realcustom.engine.picturing import (
@@ -41,6 +42,7 @@ class Engine:
         pipeline: a RealCustomPipeline or RealCustomXLPipeline.
         source: {"model": name, folder or hub id, "adapter": folder or hub id or None}, as recorded in every image.
         controls: ControlNets by name, for requests with control pictures.
+        knowledge: what the model knows, where it knows a closed world only.
         batch_size: how many images are made at once. It changes memory and speed; an image differs by rounding at
             most, and not at all with 1, the default on a CPU, where larger batches are hardly faster.
     """
@@ -51,10 +53,12 @@ class Engine:
         source: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         controls: Mapping[str, Any] | None = None,
+        knowledge: Knowledge | None = None,
     ):
         self.pipeline = pipeline
         self.source = dict(source or {"model": None, "adapter": None})
         self.controls = {} if controls is None else dict(controls)
+        self.knowledge = {} if knowledge is None else dict(knowledge)
         self.batch_size = batch_size or (1 if computing_device(pipeline).type == "cpu" else 4)
         # Reentrant: a preview is decoded from within the run that it shows.
         self._lock = threading.RLock()
@@ -87,7 +91,7 @@ class Engine:
         if sources.revision is not None:
             source["revision"] = sources.revision
         pipeline = load_sources(sources, options)
-        return cls(pipeline, source, batch_size, load_controls(options, pipeline))
+        return cls(pipeline, source, batch_size, load_controls(options, pipeline), read_knowledge(sources.base))
 
     @property
     def grid(self) -> int:
@@ -106,7 +110,12 @@ class Engine:
             "image_guidance_scale": own["image_guidance_scale"],
             "mask_scope": own["mask_scope"],
             "adapter_layers": 0 if adapter is None else len(adapter.config.layers),
+            **({"knows": self.knowledge} if self.knowledge else {}),
         }
+
+    def warnings(self, prompt: str) -> tuple[str, ...]:
+        """What should be known about a prompt that can be drawn nevertheless: words that the model does not know."""
+        return warnings_of(prompt, self.knowledge)
 
     def resolve(self, request: Request) -> Request:
         """The request with its pictures opened and the model's defaults filled in.
@@ -236,11 +245,13 @@ class Engine:
     def settings(self, request: Request) -> dict[str, Any]:
         """What is stored with the image of a resolved request for one image, JSON-ready: enough to make it again."""
         packages = ("torch", "diffusers", "transformers")
+        warnings = list(self.warnings(request.prompt))
         return {
             "request": request_record(request),
             "model": self.source,
             "device": str(computing_device(self.pipeline)),
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            **({"warnings": warnings} if warnings else {}),
             "versions": {
                 "realcustom": version("realcustom"),
                 "python": platform.python_version(),

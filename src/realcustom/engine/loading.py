@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from diffusers import ControlNetModel, DiffusionPipeline
 
 from realcustom.engine.options import DTYPES as DTYPE_NAMES
 from realcustom.engine.options import LoadOptions, control_name, lora_scale
+from realcustom.hub.bundled import controlnet_folder
 from realcustom.hub.layout import component_files, preferred
 from realcustom.hub.places import open_shelf
 from realcustom.hub.trouble import told_apart
@@ -111,7 +112,7 @@ def _load(sources: Sources, options: LoadOptions, place: torch.device) -> Diffus
     _check_family(pipeline, options.model)
     if options.scheduler is not None:
         pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
-    _load_loras(pipeline, options.lora)
+    _load_loras(pipeline, options.lora, {} if sources.lora is None else {"uno": 1.0})
     if options.vae_tiling:
         pipeline.vae.enable_tiling()
     _place(pipeline, place, options.offload)
@@ -132,9 +133,9 @@ def _place(pipeline: DiffusionPipeline, place: torch.device, offload: str | None
         pipeline.enable_group_offload(place, offload_type="leaf_level", use_stream=place.type == "cuda")
 
 
-def _load_loras(pipeline: DiffusionPipeline, loras: tuple[str, ...]) -> None:
-    """All of them, each with its scale; errors name the one that cannot be had."""
-    scales = {}
+def _load_loras(pipeline: DiffusionPipeline, loras: tuple[str, ...], present: Mapping[str, float]) -> None:
+    """All of them, each with its scale, beside those that are present; errors name the one that cannot be had."""
+    scales = dict(present)
     for index, lora in enumerate(loras):
         source, scale = lora_scale(lora)
         file = _lora_file(source)
@@ -144,7 +145,7 @@ def _load_loras(pipeline: DiffusionPipeline, loras: tuple[str, ...]) -> None:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(f'The LoRA "{source}" does not fit this model: {_first_line(error)}') from error
         scales[name] = scale
-    if scales:
+    if loras:
         pipeline.set_adapters(list(scales), list(scales.values()))
 
 
@@ -158,7 +159,7 @@ def load_controls(options: LoadOptions, pipeline: DiffusionPipeline) -> dict[str
     for entry in options.controlnet:
         name, source = control_name(entry)
         with told_apart(source):
-            shelf = open_shelf(source, "ControlNet")
+            shelf = open_shelf(controlnet_folder(source), "ControlNet")
         files = component_files(shelf.paths, "", preferred(options.variant, shelf.local))
         try:
             net = ControlNetModel.from_pretrained(shelf.take(files), torch_dtype=pipeline.dtype)

@@ -42,7 +42,8 @@ class LoadOptions:
     scheduler: a name of `realcustom.pipelines.samplers.SCHEDULERS`; None is the adapter's or the base's own.
     compiled: run the transformer blocks through `torch.compile`.
     vae_tiling: decode the picture in tiles, which takes less memory and can leave faint seams.
-    controlnet: folders or hub ids of ControlNets of the base's family, each as "NAME=SOURCE"; one alone needs no name.
+    controlnet: folders or hub ids of ControlNets of the base's family, or the bundled miniature-outline, each as
+        "NAME=SOURCE"; one alone needs no name.
     """
 
     model: str = "miniature"

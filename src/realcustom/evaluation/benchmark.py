@@ -36,7 +36,8 @@ class Task:
     """One image to make.
 
     key: its file name, unique in the benchmark. group: what was chosen independently (the subject); intervals draw
-    whole groups. facts: plain JSON values that the measuring needs or the report shows.
+    whole groups. facts: plain JSON values that the measuring needs or the report shows. picture: that it is drawn into,
+    and hole: where, a box in fractions of it; None for an image of its own.
     """
 
     key: str
@@ -45,6 +46,8 @@ class Task:
     seed: int
     group: str
     facts: dict[str, Any] = field(default_factory=dict)
+    picture: Picture | None = None
+    hole: tuple[float, float, float, float] | None = None
 
     def describe(self) -> dict[str, Any]:
         """JSON form; pictures in memory by the first digits of their hash."""
@@ -52,7 +55,8 @@ class Task:
             {"word": s.word, "images": [_name(picture) for picture in s.images], "region": s.region}
             for s in self.subjects
         ]
-        return {"key": self.key, "prompt": self.prompt, "seed": self.seed, "subjects": subjects, "facts": self.facts}
+        told = {"key": self.key, "prompt": self.prompt, "seed": self.seed, "subjects": subjects, "facts": self.facts}
+        return told if self.picture is None else {**told, "picture": _name(self.picture), "hole": self.hole}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from realcustom.engine.presets import DEFAULT, preset_named
 from realcustom.guidance.mask import MaskSettings
+from realcustom.pictures.holes import hole_mask, laid_into
 from realcustom.pictures.overlays import mask_image
 from realcustom.pictures.png import write_png, write_whole
 from realcustom.types import Subject
@@ -83,6 +84,9 @@ def make(pipe, task: Task, setup: Setup) -> tuple[Image.Image, list[np.ndarray]]
     }
     preset = preset_named(setup.preset)
     steps = preset.steps or setup.steps
+    picture = None if task.picture is None else opened(task.picture)
+    inside = None if picture is None else hole_mask(task.hole, picture.size)
+    start = {} if picture is None else {"image": picture, "mask_image": Image.fromarray(inside)}
     with preset.scheduled(pipe):
         out = pipe(
             task.prompt,
@@ -95,10 +99,11 @@ def make(pipe, task: Task, setup: Setup) -> tuple[Image.Image, list[np.ndarray]]
             keep_share=setup.keep_share,
             height=setup.size,
             width=setup.size,
+            **start,
             generator=[torch.Generator("cpu").manual_seed(task.seed)],
         )
     masks = [np.asarray(out.masks[word][-1, 0].float()) for word in subjects] if setup.with_subjects else []
-    return out.images[0], masks
+    return out.images[0] if picture is None else laid_into(picture, out.images[0], inside), masks
 
 
 def generate(

@@ -51,8 +51,8 @@ class Sample:
     others: np.ndarray
 
 
-def samples(world: StickerWorld, count: int, seed: int = 0) -> list[Sample]:
-    """The first `count` samples; every word comes equally often, the kinds in the proportions of `ORDER`.
+def samples(world: StickerWorld, count: int, seed: int = 0, order: Sequence[str] = ORDER) -> list[Sample]:
+    """The first `count` samples; every word comes equally often, the kinds in the proportions of `order`.
 
     Args:
         world: with held-out identities; its other settings but words and sizes are replaced.
@@ -62,7 +62,7 @@ def samples(world: StickerWorld, count: int, seed: int = 0) -> list[Sample]:
     deck: list[str] = []
     made = []
     for number in range(count):
-        kind = ORDER[number % len(ORDER)]
+        kind = order[number % len(order)]
         deck = deck or rng.sample(world.settings.words, len(world.settings.words))
         fitting = [word for word in deck if kind != "accessory" or word in WEARERS]
         word = fitting[-1] if fitting else next(w for w in world.settings.words if w in WEARERS)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 MODELS = {"miniature": Path(__file__).parents[1] / "miniature" / "weights"}
+CONTROLNETS = {"miniature-outline": MODELS["miniature"] / "controlnet"}
+
+
+def controlnet_folder(name: str) -> str:
+    """The folder of a bundled ControlNet, or `name` itself (a folder or hub id)."""
+    return str(CONTROLNETS.get(str(name), name))
 
 
 def model_folder(name: str) -> str:

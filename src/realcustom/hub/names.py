@@ -36,6 +36,7 @@ class NamedModel:
         fetch_gb: about how much is fetched, 10^9 bytes.
         memory_gb: about what bfloat16 weights take, 10^9 bytes, without the pictures under way.
         licences: of the base and of the weights.
+        converted: whether an adapter is made of the files; False: they are one as they are.
     """
 
     about: str
@@ -49,7 +50,10 @@ class NamedModel:
     fetch_gb: tuple[float, float]
     memory_gb: float
     licences: tuple[str, str]
+    converted: bool = True
 
+
+UNO_LORA = "dit_lora.safetensors"  # as the authors of UNO call it
 
 RELEASE = (
     Wanted(what="RealCustom++ weights", paths=("realcustom/RealCustom_highres.pth", "realcustom/*.pth")),
@@ -105,6 +109,17 @@ NAMED: dict[str, NamedModel] = {
         fetch_gb=(5.4, 5.4),
         memory_gb=4.1,
         licences=("CreativeML Open RAIL-M", "Apache-2.0"),
+    ),
+    "flux": NamedModel(
+        about="UNO's LoRA under RealCustom's mask, on FLUX.1-dev; 512x512; the base asks for a token",
+        base="black-forest-labs/FLUX.1-dev",
+        weights="bytedance-research/UNO",
+        files=(Wanted(what="UNO's LoRA", paths=(UNO_LORA,)),),
+        pipeline="FluxPipeline",
+        fetch_gb=(35.6, 35.6),
+        memory_gb=35.6,
+        licences=("FLUX.1 [dev] Non-Commercial", "as its repository says"),
+        converted=False,
     ),
 }
 """Names that are fetched and converted at their first use; `realcustom.hub.bundled.MODELS` are those that ship."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from realcustom.hub.bundled import MODELS
+from realcustom.hub.bundled import CONTROLNETS, MODELS
 from realcustom.hub.fetching import Listing, fetch, listing
 from realcustom.hub.names import NAMED
 
@@ -105,6 +105,6 @@ def open_shelf(source: str, what: str, revision: str | None = None) -> Shelf:
 
 def located(source: str | None) -> str | None:
     """A source as it is found again from anywhere: folders and files become absolute, other names stay."""
-    if source is None or source in MODELS or source in NAMED or not Path(source).exists():
+    if source is None or source in {*MODELS, *CONTROLNETS, *NAMED} or not Path(source).exists():
         return source
     return os.path.abspath(source)

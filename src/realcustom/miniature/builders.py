@@ -6,7 +6,7 @@ reference tokens (R, 64, 192). All builders give random weights; seed torch befo
 
 from __future__ import annotations
 
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 IMAGE_SIZE = 128
@@ -132,3 +132,24 @@ def build_scoring_adapter(unet: UNet2DConditionModel, reference_encoder):
     )
     adapter.init_from_text(backbone)
     return adapter
+
+
+def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """2 M parameters: the U-Net's encoder without its attention, which an outline does not need, started from the
+    U-Net's weights where they have a counterpart. It reads pictures (B, 3, 128, 128) in [0, 1]."""
+    config = unet.config
+    levels = len(config.block_out_channels)
+    controlnet = ControlNetModel(
+        in_channels=config.in_channels,
+        block_out_channels=config.block_out_channels,
+        down_block_types=("DownBlock2D",) * levels,
+        mid_block_type="UNetMidBlock2D",
+        layers_per_block=config.layers_per_block,
+        cross_attention_dim=config.cross_attention_dim,
+        norm_num_groups=config.norm_num_groups,
+        conditioning_embedding_out_channels=(16, 32, 64, 96),
+    )
+    known = controlnet.state_dict()
+    shared = {name: weights for name, weights in unet.state_dict().items() if name in known}
+    controlnet.load_state_dict({**known, **shared})
+    return controlnet

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from realcustom.pictures.opening import MAX_PIXELS, ImageSource, open_as_stored
 
@@ -48,11 +51,16 @@ def mask_picture(mask: np.ndarray) -> Image.Image:
 def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Raw values (H, W) of a picture and, where it has transparency, its alpha."""
     if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA"))
-        return rgba[..., :3].max(axis=2), rgba[..., 3]
+        *colours, alpha = image.convert("RGBA").split()
+        return _lightest(colours), np.asarray(alpha)
     if image.mode in ("L", "1") or image.mode.startswith("I") or image.mode == "F":
         return np.asarray(image), None
-    return np.asarray(image.convert("RGB")).max(axis=2), None
+    return _lightest(image.convert("RGB").split()), None
+
+
+def _lightest(channels: Sequence[Image.Image]) -> np.ndarray:
+    """The lightest of 8-bit channels; Pillow is many times faster at it than numpy along a short axis."""
+    return np.asarray(reduce(ImageChops.lighter, channels))
 
 
 def _split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

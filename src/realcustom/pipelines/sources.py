@@ -19,7 +19,7 @@ from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.hub.bundled import model_folder
 from realcustom.hub.layout import component_files, components, preferred, small_files, weight_variant
-from realcustom.hub.names import NAMED
+from realcustom.hub.names import NAMED, UNO_LORA
 from realcustom.hub.places import HubPlace, Shelf, open_shelf
 from realcustom.hub.settings import SETTINGS, AdapterSettings
 from realcustom.hub.trouble import NeedsOption
@@ -43,6 +43,7 @@ class Sources:
         base_file: a single file that holds the base's networks.
         parts: component -> its folder.
         settings: what travels with the adapter.
+        lora: the adapter where it is UNO's LoRA.
         revision: of the model, under which the same files are found again; None for folders of this machine.
     """
 
@@ -52,6 +53,7 @@ class Sources:
     base_file: Path | None = None
     parts: Mapping[str, Path]
     settings: AdapterSettings
+    lora: Path | None = None
     revision: str | None = None
 
 
@@ -91,7 +93,10 @@ def resolve(
         found["reference_encoder"] = (encoder, "")
     if file is not None:
         found = {name: place for name, place in found.items() if name not in IN_SINGLE_FILES}
-    if ours is not None:
+    lora = ours is not None and "adapter" not in found
+    if lora:
+        _check_flux(ours, index, model)
+    elif ours is not None:
         _check_complete(ours, found, index, settings, model, given, shelf)
     order = preferred(variant, shelf.local and model not in NAMED)
     files = _base_files(shelf, index, {*found, *given}, order, file is not None)
@@ -105,6 +110,7 @@ def resolve(
         base_file=file,
         parts={name: _take_part(*place) for name, place in found.items()},
         settings=settings,
+        lora=ours.take([UNO_LORA]) / UNO_LORA if lora else None,
         revision=prepared.revision if prepared is not None else shelf.commit,
     )
 
@@ -186,6 +192,8 @@ def _adapter_parts(shelf: Shelf | None) -> dict[str, tuple[Shelf, str]]:
     """Component -> where it lies: in the adapter's folder, which may be the bare adapter itself."""
     if shelf is None:
         return {}
+    if shelf.has(UNO_LORA):
+        return {}
     if shelf.has("adapter/config.json"):
         return {name: (shelf, name) for name in PARTS if shelf.has(name)}
     if not shelf.has("config.json"):
@@ -223,6 +231,16 @@ def _check_complete(
         "model",
         settings.base or "BASE",
     )
+
+
+def _check_flux(ours: Shelf, index: Mapping[str, Any], model: str) -> None:
+    if index.get("_class_name") not in ("FluxPipeline", "UNOPipeline"):
+        raise NeedsOption(
+            f'The adapter "{ours.source}" is UNO\'s LoRA, and the model "{model}" is no FLUX: name a FLUX model with '
+            "{option}.",
+            "model",
+            NAMED["flux"].base,
+        )
 
 
 def _config(shelf: Shelf, folder: str) -> dict[str, Any]:

@@ -80,10 +80,13 @@ class UNOPipeline(FluxPipeline):
             ValueError: they hold an adapter, or a single file for the base.
         """
         if sources.parts:
-            raise ValueError("FLUX takes no adapter: its references are read by UNO's LoRA, given as a LoRA.")
+            raise ValueError("FLUX takes no adapter but UNO's LoRA: a folder or repository with dit_lora.safetensors.")
         if sources.base_file is not None:
             raise ValueError("A single file of FLUX holds the transformer alone: give a folder of the whole model.")
-        return cls.from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
+        pipe = cls.from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
+        if sources.lora is not None:
+            pipe.load_uno(sources.lora)
+        return pipe
 
     def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, **kwargs):
         """As FluxPipeline's; a file of this machine in UNO's layout is held against the transformer first."""

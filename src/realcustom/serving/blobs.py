@@ -52,8 +52,11 @@ class Blobs:
         return self._path(name)
 
     def get(self, name: str) -> bytes:
-        """The bytes of an id; `NotHere` if there is none."""
-        return self.path(name).read_bytes()
+        """The bytes of an id; `NotHere` if there is none, or if the disk has cut or changed them."""
+        data = self.path(name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != name:
+            raise NotHere(f'The {self.what} "{name}" is damaged on the disk of this server.')
+        return data
 
     def remove(self, name: str) -> None:
         """Forget an id; nothing happens where there is none."""

@@ -90,8 +90,8 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
         ValueError: a picture is none, is too large, or is not there.
     """
 
-    def put(source: Any) -> Any:
-        return _stored(source, files, service)
+    def put(source: Any, as_mask: bool = False) -> Any:
+        return _stored(source, files, service, as_mask)
 
     def put_all(sources: Any) -> Any:
         return [put(source) for source in sources] if isinstance(sources, list) else put(sources)
@@ -101,7 +101,7 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
         if record.get(name) is not None:
             record[name] = put_all(record[name])
     if isinstance(record.get("hole"), str):
-        record["hole"] = put(record["hole"])
+        record["hole"] = put(record["hole"], as_mask=True)
     if isinstance(record.get("controls"), list):
         record["controls"] = [
             {**control, "image": put(control["image"])} if isinstance(control, dict) and "image" in control else control
@@ -112,7 +112,7 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
             word: {
                 **subject,
                 **({"images": put_all(subject["images"])} if "images" in subject else {}),
-                **({"region": put(subject["region"])} if isinstance(subject.get("region"), str) else {}),
+                **({"region": put(subject["region"], as_mask=True)} if isinstance(subject.get("region"), str) else {}),
             }
             if isinstance(subject, dict)
             else put_all(subject)
@@ -121,7 +121,7 @@ def store_pictures(record: dict[str, Any], files: Mapping[str, bytes], service: 
     return record
 
 
-def _stored(source: Any, files: Mapping[str, bytes], service: Service) -> str:
+def _stored(source: Any, files: Mapping[str, bytes], service: Service, as_mask: bool) -> str:
     if not isinstance(source, str):
         raise ValueError(
             "A picture must be given by its id, as base64 or a data: URL, or as the name of a file in the request."
@@ -132,7 +132,7 @@ def _stored(source: Any, files: Mapping[str, bytes], service: Service) -> str:
         return service.store.add_upload(decode_base64(source), service.limits)["id"]
     if not ID.fullmatch(source):
         raise ValueError(f'"{source[:80]}" is neither the id of a picture nor the name of a file in this request.')
-    return service.store.id_of(source)
+    return service.store.id_of(source, as_mask)
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

@@ -243,6 +243,7 @@ def forget_unused(store: Store, days: float) -> int:
         for image in unused:
             store.pictures.remove(image)
         database.executemany("DELETE FROM pictures WHERE id = ?", [(image,) for image in unused])
+        database.execute("DELETE FROM read_as_masks WHERE id NOT IN (SELECT id FROM pictures)")
     return len(unused)
 
 

@@ -160,7 +160,7 @@ def _results(api: APIRouter, service: Service) -> None:
     def get_metadata(id: Id, index: Index) -> dict[str, Any]:
         """The settings of one image: its request, model, device and versions."""
         with refusing():
-            return service.settings_in(service.store.pictures.path(_image(service, id, index)))
+            return service.settings_in(service.store.pictures.get(_image(service, id, index)))
 
     @api.get(
         "/generations/{id}/images/{index}/masks/{word}",
@@ -335,6 +335,7 @@ def _health(service: Service) -> dict[str, Any]:
 
 
 def _file(service: Service, name: str) -> FileResponse:
+    service.store.pictures.get(name)  # whole, or 404
     path = service.store.pictures.path(name)
     return FileResponse(
         path, media_type="image/png", filename=f"{name[:16]}.png", headers=FOREVER, content_disposition_type="inline"

@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
-from realcustom.engine.requests import Place, replaced_pictures, what_at
+from realcustom.engine.requests import MASK_FIELDS, Place, replaced_pictures, what_at
 from realcustom.pictures.png import portable
 from realcustom.types import REFUSED, Request, Subject
 
 MOST_PICTURES = 256  # of one request that are looked up
 DAMAGED = "This picture carries damaged settings."
+
+Find = Callable[[str, bool], str | None]
+"""(hash of what a picture shows, whether it is read as a mask) -> its id."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,12 @@ class Restored:
         return {"request": self.fields, "missing": missing, "notes": list(self.notes)}
 
 
-def restore(record: Mapping[str, Any], find: Callable[[str], str | None], source: Mapping[str, Any]) -> Restored:
+def restore(record: Mapping[str, Any], find: Find, source: Mapping[str, Any]) -> Restored:
     """The fields of a request from the settings stored with its image.
 
     Args:
         record: the settings: {"request": ..., "model": ...}.
-        find: the id of a picture by the hash of what it shows, or None.
+        find: the id of a picture, or None.
         source: what this server's images are made with, as `Engine.source`.
 
     Raises:
@@ -92,7 +95,7 @@ def _known(request: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return kept, unknown
 
 
-def _with_ids(request: Mapping[str, Any], find: Callable[[str], str | None], missing: list[MissingPicture]) -> Any:
+def _with_ids(request: Mapping[str, Any], find: Find, missing: list[MissingPicture]) -> Any:
     """The request with an id in the place of every picture, wherever it stands; those not found go into `missing`."""
     count = itertools.count(1)
 
@@ -100,7 +103,7 @@ def _with_ids(request: Mapping[str, Any], find: Callable[[str], str | None], mis
         sha256, path, size = value["sha256"], value.get("path"), value.get("size")
         if next(count) > MOST_PICTURES or not isinstance(sha256, str) or not isinstance(path, (str, type(None))):
             raise ValueError(DAMAGED)
-        found = find(sha256)
+        found = find(sha256, place[-1] in MASK_FIELDS)
         if found is None:
             name = PurePosixPath(path or "").name or None
             whole = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)

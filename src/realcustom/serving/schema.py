@@ -110,6 +110,7 @@ class JobView(BaseModel):
     flagged: list[bool] = Field(
         description="Of each finished image whether the model's safety checker refused it: it is black then."
     )
+    warnings: list[str] = Field(description="What should be known about it: words that the model does not know.")
     masks: list[str] = Field(description="Words that have a guidance mask.")
     attempts: int
     priority: int

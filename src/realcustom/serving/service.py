@@ -199,6 +199,7 @@ class Service:
             "images": [f"/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
             "image_ids": list(job.images),
             "flagged": list(job.flagged),
+            "warnings": list(self.engine.warnings(job.request["prompt"])),
             "masks": words if job.masks else [],
             "attempts": job.attempts,
             "priority": job.priority,

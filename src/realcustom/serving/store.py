@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS pictures (
     id TEXT PRIMARY KEY, pixels TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, created REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS pictures_by_pixels ON pictures (pixels);
+CREATE TABLE IF NOT EXISTS read_as_masks (pixels TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (pixels, id));
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state TEXT NOT NULL, asked TEXT NOT NULL,
     request TEXT NOT NULL, error TEXT, images TEXT NOT NULL DEFAULT '[]', masks TEXT,
@@ -200,6 +201,8 @@ class Store:
         with DECODING.take(pixels):
             stored, _ = open_as_stored(data)
             kept = self._keep_upload(to_srgb(stored), transparent(stored))
+            if pixels <= LARGE:
+                self._note_mask(kept["id"], stored)
         if pixels > LARGE:
             give_back_memory()
         return kept
@@ -241,14 +244,28 @@ class Store:
         kept = self._keep_upload(mask)
         return Picture(mask, f"{kept['id']}.png", pixels_sha256(mask))
 
-    def id_of(self, name: str) -> str:
+    def id_of(self, name: str, as_mask: bool = False) -> str:
         """The id of a picture that is named by its id or by the hash of what it shows; `name` where there is none."""
-        return name if self.pictures.has(name) else self.picture_showing(name) or name
+        return name if self.pictures.has(name) else self.picture_showing(name, as_mask) or name
 
-    def picture_showing(self, pixels: str) -> str | None:
-        """The id of a picture with these pixels (`pixels_sha256`), the oldest one; None when there is none."""
+    def picture_showing(self, pixels: str, as_mask: bool = False) -> str | None:
+        """The id of a picture with these pixels (`pixels_sha256`), the oldest one; None when there is none.
+
+        as_mask: also of one, up to `LARGE`, that has them where it is read as a mask: paint on a transparent ground.
+        """
         found = self.rows("SELECT id FROM pictures WHERE pixels = ? ORDER BY created", pixels)
+        if as_mask:
+            found += self.rows("SELECT id FROM read_as_masks WHERE pixels = ?", pixels)
         return next((row["id"] for row in found if self.pictures.intact(row["id"])), None)
+
+    def _note_mask(self, name: str, stored: Image.Image) -> None:
+        """Remember what an upload shows where it is read as a mask, by which the settings of an image name it."""
+        try:
+            shown = pixels_sha256(read_mask(stored))
+        except ValueError:  # it leaves no place
+            return
+        with self.transaction() as database:
+            database.execute("INSERT OR IGNORE INTO read_as_masks VALUES (?, ?)", (shown, name))
 
     def add_masks(self, masks: Mapping[str, np.ndarray]) -> str:
         """Keep masks {word: (steps, images, h, w) in [0, 1]} in 8 bit; returns their id."""
