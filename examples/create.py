@@ -1,24 +1,28 @@
 """Into a picture, with a layout, in an outline: python examples/create.py [FOLDER] [MODEL]
 
-Draws a scene, a hole and an outline into FOLDER (outputs/create), makes pictures with them and puts those on a sheet.
+Draws a scene, a hole and an outline into FOLDER (outputs/create), makes pictures with them and puts those on sheets.
 With --inputs it stops after the drawing.
 """
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from demo import sheet
 from PIL import Image, ImageDraw
 
 from realcustom import Engine, Request, Subject
 from realcustom.data.outlines import outline
 from realcustom.data.scenes import Backgrounds
+from realcustom.pictures.opening import open_image
 from realcustom.pictures.png import write_png
 
 REFERENCES = Path(__file__).parent / "references"
+REX, TOM, TEDDY = (REFERENCES / f"{name}.png" for name in ("rex", "tom", "teddy"))
 SIDE = 128
-SEATED = (0.25, 0.2, 0.8, 0.95)
+HOLE = (0.15, 0.3, 0.9, 0.95)
 LEFT, RIGHT = (0.0, 0.2, 0.5, 1.0), (0.5, 0.2, 1.0, 1.0)
 
 
@@ -40,59 +44,69 @@ def draw_inputs(folder: Path) -> None:
     """scene.png, hole.png (white is the hole) and outline.png."""
     scene = Backgrounds(SIDE, seed=3).background("meadow", random.Random(1))
     hole = Image.new("L", (SIDE, SIDE))
-    ImageDraw.Draw(hole).ellipse([round(side * SIDE) for side in SEATED], fill=255)
+    ImageDraw.Draw(hole).rectangle([round(side * SIDE) for side in HOLE], fill=255)
     lines = Image.fromarray(outline(silhouette()))
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in (("scene", scene), ("hole", hole), ("outline", lines)):
         write_png(folder / f"{name}.png", picture)
 
 
-def requests(folder: Path) -> dict[str, Request]:
-    """What is made, by its title."""
-    rex, tom, teddy = (REFERENCES / f"{name}.png" for name in ("rex", "tom", "teddy"))
-    scene = folder / "scene.png"
-    control = [{"image": folder / "outline.png"}]
-    boxes = {"dog": Subject(rex, region=LEFT), "cat": Subject(tom, region=RIGHT)}
-    return {
-        "rex in a hole": Request(
-            prompt="a dog in a meadow", subjects={"dog": rex}, image=scene, hole=folder / "hole.png", feather=4, seed=2
-        ),
-        "tom instead": Request(
-            prompt="a cat in a meadow", subjects={"cat": tom}, image=scene, hole=folder / "hole.png", feather=4, seed=2
-        ),
-        "0.7 of the steps": Request(
-            prompt="a dog in the snow", subjects={"dog": rex}, image=scene, denoising=0.7, seed=2
-        ),
-        "two boxes": Request(prompt="a dog and a cat on the beach", subjects=boxes, seed=3),
-        "changed places": Request(
-            prompt="a dog and a cat on the beach",
-            subjects={"dog": Subject(rex, region=RIGHT), "cat": Subject(tom, region=LEFT)},
-            seed=3,
-        ),
-        "rex in the outline": Request(prompt="a dog in a meadow", subjects={"dog": rex}, controls=control, seed=1),
-        "tom in it": Request(prompt="a cat in a meadow", subjects={"cat": tom}, controls=control, seed=1),
-        "teddy in it": Request(
-            prompt="a teddy bear in a meadow", subjects={"teddy bear": teddy}, controls=control, seed=1
-        ),
-    }
+def into_a_picture(engine: Engine, folder: Path) -> list[tuple[str, Image.Image]]:
+    """Two subjects in one hole of one scene."""
+    scene = open_image(folder / "scene.png")
+    shared = {"image": scene, "hole": folder / "hole.png", "feather": 4, "seed": 1}
+    rex = Request(prompt="a dog in a meadow", subjects={"dog": REX}, **shared)
+    tom = Request(prompt="a cat in a meadow", subjects={"cat": TOM}, **shared)
+    return [("a scene", scene), ("rex in its hole", drawn(engine, rex)), ("tom in its hole", drawn(engine, tom))]
+
+
+def from_a_picture(engine: Engine) -> list[tuple[str, Image.Image]]:
+    """A picture of tom, and what becomes of it when rex is drawn on it for a share of the steps."""
+    start = drawn(engine, Request(prompt="a cat on the beach", subjects={"cat": TOM}, seed=1))
+    rex = Request(prompt="a dog on the beach", subjects={"dog": REX}, image=start, seed=1)
+    shares = [(f"rex, {share:g} of the steps", drawn(engine, replace(rex, denoising=share))) for share in (0.6, 0.9)]
+    return [("tom", start), *shares]
+
+
+def in_boxes(engine: Engine) -> list[tuple[str, Image.Image]]:
+    """Two subjects in a box each, and with their boxes changed."""
+    made = []
+    for title, dog, cat in (("rex left, tom right", LEFT, RIGHT), ("rex right, tom left", RIGHT, LEFT)):
+        subjects = {"dog": Subject(REX, region=dog), "cat": Subject(TOM, region=cat)}
+        made.append((title, drawn(engine, Request(prompt="a dog and a cat on the beach", subjects=subjects, seed=3))))
+    return made
+
+
+def in_an_outline(engine: Engine, folder: Path) -> list[tuple[str, Image.Image]]:
+    """Three identities in one outline."""
+    made = [("an outline", open_image(folder / "outline.png"))]
+    for name, word, reference in (("rex", "dog", REX), ("tom", "cat", TOM), ("teddy", "teddy bear", TEDDY)):
+        request = Request(
+            prompt=f"a {word} in a meadow",
+            subjects={word: reference},
+            controls=[{"image": folder / "outline.png"}],
+            seed=4,
+        )
+        made.append((f"{name} in it", drawn(engine, request)))
+    return made
+
+
+def drawn(engine: Engine, request: Request) -> Image.Image:
+    return engine.run(request).images[0]
 
 
 def main(folder: Path, model: str) -> None:
-    from demo import sheet
-
     draw_inputs(folder)
     engine = Engine.load(model, controlnet="miniature-outline")
-    made = {title: engine.run(request).images[0] for title, request in requests(folder).items()}
-    inputs = [(name, Image.open(folder / f"{name}.png").convert("RGB")) for name in ("scene", "outline")]
-    rows = [*inputs[:1], *list(made.items())[:3]], [*list(made.items())[3:5]], [*inputs[1:], *list(made.items())[5:]]
-    strips = [sheet(row) for row in rows]
-    canvas = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
-    top = 0
-    for strip in strips:
-        canvas.paste(strip, (0, top))
-        top += strip.height
-    write_png(folder / "create.png", canvas)
-    print(folder / "create.png")
+    sheets = {
+        "hole": into_a_picture(engine, folder),
+        "picture": from_a_picture(engine),
+        "boxes": in_boxes(engine),
+        "outlines": in_an_outline(engine, folder),
+    }
+    for name, pictures in sheets.items():
+        write_png(folder / f"{name}_sheet.png", sheet(pictures))
+        print(folder / f"{name}_sheet.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every command and every program of the README runs, in a copy of the repository."""
+"""Every command and every program of the README and of docs/create.md runs, in a copy of the repository."""
 
 import os
 import re
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "<!-- not run -->"
@@ -29,6 +31,10 @@ def commands(block: str) -> str:
 
 def readme() -> str:
     return (ROOT / "README.md").read_text()
+
+
+def create() -> str:
+    return (ROOT / "docs" / "create.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,18 @@ def test_commands_of_the_readme_run(block, copy):
 @pytest.mark.parametrize("block", blocks(readme(), "python"))
 def test_programs_of_the_readme_run(block, copy):
     run([sys.executable, "-c", block], copy)
+
+
+def test_the_page_about_creating_runs_from_its_first_command_on(copy):
+    run(["bash", "-euc", "\n".join(map(commands, blocks(create(), "bash")))], copy)
+    for block in blocks(create(), "python"):
+        run([sys.executable, "-c", block], copy)
+    scene, made = (np.asarray(Image.open(copy / "outputs" / "create" / name)) for name in ("scene.png", "rex.png"))
+    left, top, right, bottom = (round(128 * side) for side in (0.15, 0.3, 0.9, 0.95))
+    outside = np.ones(scene.shape[:2], bool)
+    outside[top:bottom, left:right] = False
+    assert np.array_equal(made[outside], scene[outside])
+    assert not np.array_equal(made[~outside], scene[~outside])
 
 
 def test_blocks_are_found():

@@ -120,7 +120,8 @@ def _edit(record: dict[str, Any], lists: Mapping[str, list[Any]], service: Servi
         name = service.store.add_upload(mask, service.limits)["id"] if isinstance(mask, bytes) else mask
         name = store_pictures({"images": name}, {}, service)["images"]
         region, files["mask"] = "mask", mask_region(service.store.pictures.get(name))
-    subjects = subjects_of(asked.fields.get("prompt"), images, words, region)
+    known = service.engine.describe().get("knows", {}).get("words", ())
+    subjects = subjects_of(asked.fields.get("prompt"), images, words, region, known)
     return Asked(store_pictures({**asked.fields, "subjects": subjects}, files, service), asked.as_url)
 
 
@@ -168,4 +169,6 @@ def _images(service: Service, request: Request, job: Job, as_url: bool) -> dict[
         data = [{**entry, "revised_prompt": job.request["prompt"]} for entry in data]
     data = [entry | ({"flagged": True} if flag else {}) for entry, flag in zip(data, job.flagged, strict=True)]
     size = f"{job.request['width']}x{job.request['height']}"
-    return {"created": int(job.created), "data": data, "output_format": "png", "size": size, "id": job.id}
+    answer = {"created": int(job.created), "data": data, "output_format": "png", "size": size, "id": job.id}
+    warnings = list(service.engine.warnings(job.request["prompt"]))
+    return answer | ({"warnings": warnings} if warnings else {})

@@ -84,6 +84,8 @@ class GenerationBody(BaseModel):
     feather: int | None = Field(None, ge=0, description="Pixels over which the new passes into the old in the hole.")
     padding: int | None = Field(None, ge=0, description="Draw the hole and so many pixels around it only, full size.")
     controls: list[ControlBody] | None = Field(None, description="Pictures for the server's ControlNets.")
+    long_prompt: bool | None = Field(None, description="Read longer prompts than the model reads at once, in chunks.")
+    prompt_weights: bool | None = Field(None, description="(word:1.3), (word) and [word] weigh words.")
     describe_characters: bool | None = Field(
         None, description="Add the descriptions of mentioned characters to the prompt; false by default."
     )
