@@ -158,3 +158,21 @@ def test_sigterm_ends_streams_with_an_event_and_hands_back_what_is_not_finished(
         assert job["attempts"] <= 1, "a stop is no crash"
         client.post(f"/v1/generations/{name}/cancel")
     again.stop()
+
+
+def test_paths_begin_with_the_one_that_a_proxy_cuts_off(service):
+    from fastapi.testclient import TestClient
+
+    from realcustom.serving.app import create_app
+
+    app = create_app(service, token="a-long-secret", studio=False, root_path="/pictures")
+    client = TestClient(app, base_url="http://127.0.0.1", headers={"authorization": "Bearer a-long-secret"})
+    answer = client.post("/v1/generations", json=ASK)
+    assert answer.headers["location"] == f"/pictures/v1/generations/{answer.json()['id']}"
+    stranger = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+    opened = stranger.get("/?token=a-long-secret")
+    assert (opened.status_code, opened.headers["location"]) == (303, "/pictures/")
+    assert "Path=/pictures/" in opened.headers["set-cookie"]
+    assert client.get("/v1/openapi.json").json()["servers"] == [{"url": "/pictures"}]
+    assert stranger.get("/v1/health").status_code == 200
+    assert stranger.get("/v1/generations").status_code == 401

@@ -13,15 +13,20 @@ WORDS = re.compile(r"(/masks/).*", re.DOTALL)  # a mask is named by a word of it
 
 
 class Access:
-    """ASGI middleware: takes X-Request-Id or makes one, echoes it, and writes what was answered."""
+    """ASGI middleware: takes X-Request-Id or makes one, echoes it, and writes what was answered.
 
-    def __init__(self, app):
-        self.app = app
+    root_path: what a proxy has cut off the paths.
+    """
+
+    def __init__(self, app, root_path: str = ""):
+        self.app, self.root_path = app, root_path
 
     async def __call__(self, scope, receive, send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if self.root_path:
+            scope["root_path"] = self.root_path
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         wanted = headers.get("x-request-id", "")
         request_id = wanted if GOOD_ID.fullmatch(wanted) else secrets.token_hex(8)

@@ -52,6 +52,7 @@ def create_app(
     holders = holders or single(token)
     origins = check_origins(origins, bool(holders))
 
+    service.root_path = root_path
     page = studio_app(service) if studio else None
 
     @asynccontextmanager
@@ -70,11 +71,10 @@ def create_app(
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
-        root_path=root_path,
         generate_unique_id_function=lambda route: route.name,
     )
     # Made at the first question.
-    app.openapi = lru_cache(maxsize=1)(partial(describe, app, bool(holders)))
+    app.openapi = lru_cache(maxsize=1)(partial(describe, app, bool(holders), root_path))
     _add_problems(app, service)
     app.include_router(openai_router(service))
     app.include_router(router(service))
@@ -83,7 +83,7 @@ def create_app(
     app.add_middleware(Guard, limits=service.limits, holders=holders, origins=origins)
     if origins:
         app.add_middleware(cors, origins=origins)  # before the guard, since a browser asks without the token
-    app.add_middleware(Access)
+    app.add_middleware(Access, root_path=root_path)
     return app
 
 

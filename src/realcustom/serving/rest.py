@@ -85,7 +85,7 @@ def _generations(api: APIRouter, service: Service) -> None:
         record = await read_record(request, service)
         with refusing():
             made = await run_in_threadpool(lambda: service.describe_job(service.submit(record, key)))
-        response.headers["location"] = f"/v1/generations/{made['id']}"
+        response.headers["location"] = f"{service.root_path}/v1/generations/{made['id']}"
         return made
 
     @api.get("/generations", response_model=schema.JobList, responses=problems(422))

@@ -41,6 +41,7 @@ class Service:
         store, jobs, cast: what is kept.
         runner: the queue.
         limits, metrics: of this server.
+        root_path: under which a proxy shows the server; every path that is told begins with it.
         hooks: what tells other servers that a generation has ended.
     """
 
@@ -54,6 +55,7 @@ class Service:
     ):
         self.engine = engine
         self.name = name
+        self.root_path = ""
         self.started = time.time()
         self.limits = limits or Limits()
         self.metrics = Metrics(self.gauges)
@@ -196,7 +198,7 @@ class Service:
             "error": job.error,
             "prompt": job.request["prompt"],
             "request": job.request,
-            "images": [f"/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
+            "images": [f"{self.root_path}/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
             "image_ids": list(job.images),
             "flagged": list(job.flagged),
             "warnings": list(self.engine.warnings(job.request["prompt"])),
