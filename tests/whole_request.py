@@ -36,6 +36,8 @@ REQUEST = {
     "feather": 3,
     "padding": 4,
     "controls": [{"image": "outline.png", "name": "outline", "scale": 0.5, "start": 0.25, "end": 1.0}],
+    "long_prompt": True,
+    "prompt_weights": True,
 }
 PICTURES = ("subjects", "image", "hole", "controls")  # fields that name pictures
 OPTIONS = {
@@ -83,4 +85,5 @@ def command_options() -> list[str]:
     for control in REQUEST["controls"]:
         numbers = f"{control['scale']},{control['start']},{control['end']}"
         options += ["--control", f"{control['name']}={control['image']}@{numbers}"]
+    options += ["--long-prompt", "--prompt-weights"]
     return [*options, "--size", f"{REQUEST['width']}x{REQUEST['height']}"]

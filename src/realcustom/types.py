@@ -178,6 +178,8 @@ class Request:
     padding: pixels of the picture around the hole that are looked at while only that part is drawn, at the full size of
         the output; None draws the whole picture.
     controls: pictures for ControlNets, at most `MAX_CONTROLS`.
+    long_prompt: read prompts longer than the model reads at once, in chunks.
+    prompt_weights: (word:1.3), (word) and [word] in prompts weigh words; otherwise these marks are text.
     """
 
     prompt: str
@@ -198,6 +200,8 @@ class Request:
     feather: int = 0
     padding: int | None = None
     controls: tuple[ControlImage, ...] = ()
+    long_prompt: bool = False
+    prompt_weights: bool = False
 
     def __post_init__(self) -> None:
         if not text("The prompt", self.prompt).strip():
@@ -217,6 +221,9 @@ class Request:
                 # Two JSON texts of one number would be two requests, so an int stays one.
                 object.__setattr__(self, name, int(number) if isinstance(getattr(self, name), int) else number)
         self._check_picture()
+        for name in ("long_prompt", "prompt_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.mask_scope == 0.0:
             raise ValueError("The mask scope must be above 0; to leave the subject out, give no subject.")
 

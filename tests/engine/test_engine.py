@@ -245,3 +245,19 @@ def test_a_reference_is_opened_and_hashed_once(engine, tmp_path, monkeypatch):
                 monkeypatch.setattr(module, name, function)
     engine.run(Request(prompt="a dog", subjects={"dog": tmp_path / "rex.png"}, num_images=4, steps=1))
     assert counts == {"opened": 1, "hashed": 1}
+
+
+def test_long_and_weighted_prompts(engine):
+    prompt = " ".join(["red"] * 40) + " and a (dog:1.4) on the [beach]"
+    wanted = request(prompt=prompt, long_prompt=True, prompt_weights=True, steps=2)
+    result = engine.run(wanted)
+    assert result.metadata[0]["request"]["prompt"] == prompt
+    assert set(result.masks) == {"dog"}
+    plain = engine.run(request(prompt=prompt, long_prompt=True, steps=2)).images[0]
+    assert (pixels(plain) != pixels(result.images[0])).any(), "parentheses are text then"
+    with pytest.raises(ValueError, match="shorten it by"):
+        engine.resolve(request(prompt=prompt))
+    with pytest.raises(ValueError, match="is not closed"):
+        engine.resolve(request(prompt="a (dog", prompt_weights=True))
+    together = engine.run_many([wanted, request(steps=2), replace(wanted, seed=1)])
+    assert (pixels(together[0].images[0]) == pixels(result.images[0])).all()

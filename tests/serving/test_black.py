@@ -46,10 +46,13 @@ def test_openais_interface_marks_those_of_several(tiny_model, tmp_path, monkeypa
         return image, [verdicts.pop(0)]
 
     monkeypatch.setattr(engine.pipeline, "run_safety_checker", checked)
+    engine.knowledge = {"words": ["cat"]}
     app = create_app(Service(engine, tmp_path / "data", name="some"), studio=False)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         made = client.post("/v1/images/generations", json={"prompt": "a dog", "n": 2, "num_inference_steps": 1})
         assert [entry.get("flagged") for entry in made.json()["data"]] == [None, True]
+        assert made.json()["warnings"] == list(engine.warnings("a dog"))
+        assert "does not know" in made.json()["warnings"][0]
 
 
 def test_the_page_says_it_and_draws_a_seed(service):

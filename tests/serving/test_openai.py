@@ -15,6 +15,8 @@ from PIL import Image
 
 from realcustom import Request, Subject
 from realcustom.pictures.png import metadata_of
+from realcustom.serving.openai_fields import subjects_of
+from realcustom.serving.problems import Refusal
 
 from .conftest import data_url, png, until
 from .promises import hold, operations
@@ -147,6 +149,14 @@ def test_a_word_that_cannot_be_found_is_asked_for(client, prompt, known):
         client.images.edit(image=files(1), prompt=prompt)
     assert known in str(error.value)
     assert error.value.param == "words"
+
+
+def test_of_several_things_the_one_that_the_model_knows_is_meant():
+    assert subjects_of("a dog with a hat", ["x"], [], known=["dog", "cat"]) == {"dog": {"images": ["x"]}}
+    assert list(subjects_of("two Teddy Bears on a hat", ["x"], [], known=["teddy bear"])) == ["Teddy Bears"]
+    assert list(subjects_of("a wug", ["x"], [], known=["dog"])) == ["wug"]
+    with pytest.raises(Refusal, match="the prompt names dog, cat"):
+        subjects_of("a dog, a cat and a hat", ["x"], [], known=["dog", "cat"])
 
 
 def test_a_mask_is_transparent_where_the_subject_may_stand(client, engine):

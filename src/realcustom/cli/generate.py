@@ -86,6 +86,12 @@ def generate(
     mask_scope: Annotated[float | None, typer.Option(help="Share of the image a subject may fill, 0 to 1.")] = None,
     preset: Annotated[str, typer.Option(help="exact, fast or turbo.")] = DEFAULT,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image does not show.")] = None,
+    long_prompt: Annotated[
+        bool, typer.Option("--long-prompt", help="Read prompts longer than the model reads at once, in chunks.")
+    ] = False,
+    prompt_weights: Annotated[
+        bool, typer.Option("--prompt-weights", help='Let "(word:1.3)", "(word)" and "[word]" weigh words.')
+    ] = False,
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Also write out.mask.WORD.png and overlays.")
     ] = False,
@@ -119,6 +125,8 @@ def generate(
         feather=feather,
         padding=padding,
         controls=read_controls(control),
+        long_prompt=long_prompt,
+        prompt_weights=prompt_weights,
         **read_size(size),
     )
     # Before the model is loaded: a missing file or word need not cost the user that wait.

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from realcustom.encoders.prompts import place_in_chunks
+
 Span = tuple[int, int]
 
 HYPHENS = frozenset("-\u2010\u2011")
@@ -113,13 +115,14 @@ def check_prompt_length(tokenizer, prompt: str, name: str = "prompt") -> None:
         )
 
 
-def target_token_positions(tokenizer, prompt: str, key: str) -> tuple[int, ...]:
+def target_token_positions(tokenizer, prompt: str, key: str, chunked: bool = False) -> tuple[int, ...]:
     """Positions of all tokens that a subject's key means in the tokenized `prompt` (the start token is position 0).
 
     Args:
         tokenizer: a fast tokenizer (one that returns character offsets).
         prompt: the whole prompt, the vectors of a textual inversion spelled out ("<rex> <rex>_1").
         key: a word or phrase of the prompt, perhaps with its place; a textual inversion is named by its first vector.
+        chunked: whether the prompt is read in chunks (`realcustom.encoders.prompts`); then none lies too far.
 
     Raises:
         ValueError: as `target_spans`, or the words lie beyond the tokenizer's limit.
@@ -133,6 +136,8 @@ def target_token_positions(tokenizer, prompt: str, key: str) -> tuple[int, ...]:
         for index, (start, end) in enumerate(encoded["offset_mapping"])
         if end > start and any(start < span_end and end > span_start for span_start, span_end in spans)
     )
+    if chunked and positions:
+        return tuple(place_in_chunks(index, tokenizer.model_max_length) for index in positions)
     last = tokenizer.model_max_length - 2
     if not positions or positions[-1] > last:
         raise ValueError(
@@ -142,14 +147,15 @@ def target_token_positions(tokenizer, prompt: str, key: str) -> tuple[int, ...]:
     return positions
 
 
-def agreed_positions(tokenizers: Sequence, prompts: Sequence[str], key: str) -> tuple[int, ...]:
+def agreed_positions(tokenizers: Sequence, prompts: Sequence[str], key: str, chunked: bool = False) -> tuple[int, ...]:
     """Positions on which all tokenizers agree (SDXL reads the prompt with two).
 
     Raises:
         ValueError: as `target_token_positions`, or the tokenizers place the phrase differently.
     """
     found = [
-        target_token_positions(tokenizer, prompt, key) for tokenizer, prompt in zip(tokenizers, prompts, strict=True)
+        target_token_positions(tokenizer, prompt, key, chunked)
+        for tokenizer, prompt in zip(tokenizers, prompts, strict=True)
     ]
     if any(positions != found[0] for positions in found[1:]):
         raise ValueError(

@@ -23,12 +23,12 @@ from realcustom.engine.picturing import (
     check_picture,
     controlled,
     finished_picture,
-    picture_arguments,
+    own_arguments,
     plain,
     start_defaults,
 )
 from realcustom.engine.presets import preset_named
-from realcustom.engine.requests import open_request, request_record
+from realcustom.engine.requests import open_request, request_record, style_of_request
 from realcustom.pipelines.sources import Sources
 from realcustom.types import Cancelled, Progress, Request, Result
 
@@ -204,6 +204,7 @@ class Engine:
         own = (request.height, request.width, request.steps, request.guidance_scale, request.image_guidance_scale)
         # SDXL reads no negative prompt as zeros, which is not how it reads an empty one.
         key = (*own, request.preset, request.mask_scope, len(request.subjects), request.negative_prompt is None)
+        key = (*key, request.long_prompt, request.prompt_weights)
         scoring = getattr(getattr(self.pipeline, "adapter", None), "scoring", None) is not None
         # A scoring module reads the latents of its own batch, and a transformer's references are parts of one sequence,
         # so their requests run by themselves.
@@ -221,7 +222,7 @@ class Engine:
             with self._lock, preset.scheduled(self.pipeline), controlled(self.pipeline, self.controls, first):
                 output = self.pipeline(
                     **_call([(making[index].request, seed) for index, seed in units]),
-                    **picture_arguments(first),
+                    **own_arguments(first),
                     mask=preset.mask(settings, first.steps_run),
                     guidance_interval=preset.guidance_interval,
                     callback_on_step_end=watch,
@@ -274,15 +275,19 @@ class Engine:
             )
 
     def _check_prompt(self, request: Request) -> None:
+        style = style_of_request(request)
+        if not (style.plain or getattr(self.pipeline, "starts_from_pictures", False)):
+            raise ValueError("This model reads prompts in one way only: leave long_prompt and prompt_weights out.")
+        more = {} if style.plain else {"style": style}
         with self._tokenizing:
             tokenizers = self._own_tokenizers()
-            prompts = [self.pipeline.texts_for(request.prompt, tokenizer)[0] for tokenizer in tokenizers]
+            prompts = [self.pipeline.texts_for(request.prompt, tokenizer, **more)[0] for tokenizer in tokenizers]
             if request.negative_prompt is not None:
                 if not getattr(self.pipeline, "reads_negative", True):
                     raise ValueError("This model reads no negative prompt: its guidance is part of the network.")
                 for tokenizer in tokenizers:
-                    self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt")
-            positions = {word: agreed_positions(tokenizers, prompts, word) for word in request.subjects}
+                    self.pipeline.texts_for(request.negative_prompt, tokenizer, "negative prompt", **more)
+            positions = {word: agreed_positions(tokenizers, prompts, word, style.long) for word in request.subjects}
         check_disjoint(positions, request.prompt)
 
     def _own_tokenizers(self) -> list[Any]:

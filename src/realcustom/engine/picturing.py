@@ -54,12 +54,13 @@ def start_defaults(pipeline, request: Request, grid: int) -> dict[str, Any]:
     return own
 
 
-def picture_arguments(request: Request) -> dict[str, Any]:
-    """The pipeline's arguments for the pictures of a resolved request; nothing where it has none."""
+def own_arguments(request: Request) -> dict[str, Any]:
+    """The pipeline's arguments for the pictures of a resolved request, and for how its prompts are read."""
     request = plain(request)
-    arguments: dict[str, Any] = {}
+    options = {"long_prompts": request.long_prompt, "prompt_weights": request.prompt_weights}
+    arguments: dict[str, Any] = {name: True for name, value in options.items() if value}
     if request.image is not None:
-        arguments = {"image": request.image, "strength": request.denoising}
+        arguments |= {"image": request.image, "strength": request.denoising}
     if request.hole is not None:
         arguments["mask_image"] = Image.fromarray(hole_mask(request.hole, request.image.size))
         arguments["padding_mask_crop"] = request.padding

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from realcustom.encoders.prompts import PromptStyle, plain_text
 from realcustom.encoders.target_word import target_spans
 from realcustom.engine.characters import check_mentions
 from realcustom.engine.presets import preset_named
@@ -68,8 +69,14 @@ def check_request(request: Request) -> None:
     """
     preset_named(request.preset)
     check_mentions(request.prompt)
+    prompt = plain_text(request.prompt, style_of_request(request))
     for word in request.subjects:
-        target_spans(request.prompt, word)
+        target_spans(prompt, word)
+
+
+def style_of_request(request: Request) -> PromptStyle:
+    """How the prompts of a request are read."""
+    return PromptStyle(long=request.long_prompt, weighted=request.prompt_weights)
 
 
 def request_record(request: Request) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A family (`realcustom.pipelines.sd15`, `.sdxl`) says how its text is encoded; ev
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from realcustom.encoders.cache import FeatureCache
+from realcustom.encoders.prompts import PromptStyle, plain_text
 from realcustom.encoders.target_word import check_prompt_length
-from realcustom.guidance.guidance_scale import EVERYWHERE, choose_guidance
+from realcustom.guidance.guidance_scale import choose_guidance
 from realcustom.guidance.mask import MaskSettings
 from realcustom.guidance.records import mask_settings
 from realcustom.hub.settings import CallDefaults
@@ -30,57 +31,14 @@ from realcustom.pipelines.controls import control_of
 from realcustom.pipelines.denoise import Conditions, References, Sampling, denoise, unmasked
 from realcustom.pipelines.loading import OWN_COMPONENTS, LoadingMixin
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
+from realcustom.pipelines.reading import style_of
 from realcustom.pipelines.references import fixed_references, scored_references
+from realcustom.pipelines.signature import OF_OUR_LOOP, OWN_ARGUMENTS, says
 from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.types import Subject
 
+PLAIN = PromptStyle()
 STEPS = 25  # of a call with subjects that names none; the papers' and the release's number
-
-# What a call takes besides the stock pipeline's arguments, with its defaults.
-OWN_ARGUMENTS: dict[str, Any] = {
-    "image_guidance_scale": None,
-    "guidance_interval": EVERYWHERE,
-    "mask": None,
-    "keep_share": 0.8,
-    "image": None,
-    "strength": None,
-    "mask_image": None,
-    "padding_mask_crop": None,
-    "control_image": None,
-    "controlnet_conditioning_scale": 1.0,
-    "control_guidance_start": 0.0,
-    "control_guidance_end": 1.0,
-}
-PICTURES = ("image", "mask_image", "control_image")  # with one of them a call runs our loop, subjects or not
-
-
-def stock_arguments(
-    stock_call: Callable, refused: Sequence[str], own: Mapping[str, Any] = OWN_ARGUMENTS
-) -> Callable[[Callable], Callable]:
-    """Gives a pipeline's `__call__(self, prompt, subjects, **arguments)` the signature it really has.
-
-    That is the stock pipeline's, with our own arguments behind it; tools and users that ask the signature see all.
-
-    Args:
-        stock_call: the stock pipeline's `__call__`.
-        refused: of its arguments those that cannot be used together with subjects.
-        own: our arguments and their defaults.
-    """
-    stock = {
-        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(stock_call).parameters.items()
-        if name not in ("self", "prompt") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    ours = [inspect.Parameter(name, keyword, default=value) for name, value in own.items()]
-
-    def give(function: Callable) -> Callable:
-        first = list(inspect.signature(function).parameters.values())[:3]
-        function.__signature__ = inspect.Signature([*first, *stock.values(), *ours])
-        function.refused = frozenset(refused)
-        return function
-
-    return give
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +49,13 @@ class Prompts:
         texts: per prompt of the batch what each tokenizer reads, textual inversions spelled out.
         rows: word -> subject, at least one of each, for every prompt, or one entry for all.
         images: number of images of each prompt.
+        chunked: whether the texts are read in chunks.
     """
 
     texts: list[tuple[str, ...]]
     rows: list[dict[str, Subject]]
     images: int
+    chunked: bool = False
 
 
 class RealCustomMixin(LoadingMixin):
@@ -165,17 +125,23 @@ class RealCustomMixin(LoadingMixin):
         """Run the U-Net's transformer blocks through `torch.compile`; see `realcustom.models.compiled`."""
         compile_blocks(self.unet, **options)
 
-    def texts_for(self, prompt, tokenizer, name: str = "prompt") -> list[str]:
-        """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out.
+    def texts_for(self, prompt, tokenizer, name: str = "prompt", style: PromptStyle = PLAIN) -> list[str]:
+        """The prompts as the tokenizer sees them: a list, multi-vector textual inversion tokens spelled out, without
+        the marks of weights.
 
         Raises:
-            ValueError: a prompt is longer than the model reads; the sentence says which by `name`.
+            ValueError: a prompt is longer than the model reads, or its weights do not close; the sentence says which by
+                `name`.
         """
+        prompts = [plain_text(text, style) for text in self._spelled(prompt, tokenizer)]
+        for text in prompts if not style.long else ():
+            check_prompt_length(tokenizer, text, name)
+        return prompts
+
+    def _spelled(self, prompt, tokenizer) -> list[str]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if isinstance(self, TextualInversionLoaderMixin):
             prompts = [self.maybe_convert_prompt(text, tokenizer) for text in prompts]
-        for text in prompts:
-            check_prompt_length(tokenizer, text, name)
         return prompts
 
     def check_ready(self, subjects: Mapping, guidance_scale: float, image_guidance_scale: float | None) -> None:
@@ -205,7 +171,7 @@ class RealCustomMixin(LoadingMixin):
         """
         inspect.signature(type(self).__call__).bind(self, prompt, subjects, **arguments)
         rows = as_rows(subjects, prompt)
-        if not rows[0] and all(arguments.get(name) is None for name in PICTURES):
+        if not rows[0] and not any(says(arguments.get(name)) for name in OF_OUR_LOOP):
             return self._stock(prompt, arguments)
         call = self._completed(prompt, arguments, with_subjects=bool(rows[0]))
         scales = call["guidance_scale"], call["image_guidance_scale"]
@@ -217,7 +183,12 @@ class RealCustomMixin(LoadingMixin):
         self._check_call(prompt, call)
         tensors = StepTensors.of(call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"], self)
         guidance = choose_guidance(*self._network_scales(scales), call["guidance_interval"], call["guidance_rescale"])
-        prompts = Prompts(texts=self._texts(prompt, call), rows=rows, images=call["num_images_per_prompt"] or 1)
+        prompts = Prompts(
+            texts=self._texts(prompt, call),
+            rows=rows,
+            images=call["num_images_per_prompt"] or 1,
+            chunked=style_of(call).long,
+        )
         self._guidance_scale, self._guidance_rescale = scales[0], call["guidance_rescale"]
         self._clip_skip, self._interrupt = call["clip_skip"], False
         self._cross_attention_kwargs = call["cross_attention_kwargs"]
@@ -334,7 +305,7 @@ class RealCustomMixin(LoadingMixin):
         """Everything the loop is conditioned on, on the device that computes."""
         device, (text, negative) = latents.device, texts
         words = [list(row) for row in prompts.rows]
-        weights = token_weights(self.tokenizers, prompts.texts, words, text.embeds.shape[1])
+        weights = token_weights(self.tokenizers, prompts.texts, words, text.embeds.shape[1], prompts.chunked)
         rows = [list(row.values()) for row in prompts.rows]
         if len(rows) > 1:
             rows = [row for row in rows for _ in range(prompts.images)]

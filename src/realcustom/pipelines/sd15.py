@@ -16,9 +16,11 @@ from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
-from realcustom.pipelines.base import RealCustomMixin, stock_arguments
+from realcustom.pipelines.base import RealCustomMixin
 from realcustom.pipelines.controls import joined_nets
 from realcustom.pipelines.output import RealCustomOutput
+from realcustom.pipelines.reading import clip_reader, embed_prompts, lora_scaled, style_of
+from realcustom.pipelines.signature import stock_arguments
 
 REFUSED = ("prompt_embeds", "negative_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
 
@@ -85,6 +87,9 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
                 hole 1). With `mask_image`, white where the picture is drawn anew, the rest stays, and the hole is the
                 region of the subjects that have none; `padding_mask_crop` works on the hole and as many pixels around
                 it at full resolution. A path, PIL image, or what diffusers' pipelines take.
+            long_prompts: read prompts of any length, in chunks of 75 tokens; a word in any of them can be a target.
+            prompt_weights: (word:1.3), (word) and [word] weigh words (`realcustom.encoders.prompts.read_weights`);
+                otherwise parentheses and brackets are text.
             control_image: a picture for the pipeline's `controlnet`, one for each where there are several, with
                 controlnet_conditioning_scale, control_guidance_start and control_guidance_end as in diffusers.
             arguments: all others of StableDiffusionPipeline. Together with subjects, num_inference_steps is 25 where it
@@ -105,18 +110,31 @@ class RealCustomPipeline(RealCustomMixin, StableDiffusionPipeline):
 
     def _texts(self, prompt, call: Mapping[str, Any]) -> list[tuple[str, ...]]:
         """Per prompt of the batch what the tokenizer reads."""
+        style = style_of(call)
         if call["negative_prompt"] is not None:
-            self.texts_for(call["negative_prompt"], self.tokenizer, "negative prompt")
-        return [(text,) for text in self.texts_for(prompt, self.tokenizer)]
+            self.texts_for(call["negative_prompt"], self.tokenizer, "negative prompt", style)
+        return [(text,) for text in self.texts_for(prompt, self.tokenizer, style=style)]
 
     def _encode(self, prompt, call: Mapping[str, Any], needs_negative: bool) -> tuple[Text, Text | None]:
+        style, lora_scale = style_of(call), (call["cross_attention_kwargs"] or {}).get("scale")
+        ready: dict[str, Any] = {}
+        if not style.plain:
+            reader = (self.tokenizer, clip_reader(self.text_encoder, self._execution_device, call["clip_skip"]))
+            texts, negatives = self._spelled(prompt, self.tokenizer), None
+            if needs_negative:
+                negatives = self._spelled(call["negative_prompt"] or "", self.tokenizer)
+                negatives = [negatives * (len(texts) if len(negatives) == 1 else 1)]
+            with lora_scaled([self.text_encoder], lora_scale):
+                read = embed_prompts([reader], [texts], negatives, style)
+            ready = {"prompt_embeds": read.embeds, "negative_prompt_embeds": read.negative}
         embeds, negative = self.encode_prompt(
-            prompt,
+            None if ready else prompt,
             self._execution_device,
             call["num_images_per_prompt"],
             needs_negative,
-            call["negative_prompt"],
-            lora_scale=(call["cross_attention_kwargs"] or {}).get("scale"),
+            None if ready else call["negative_prompt"],
+            **ready,
+            lora_scale=lora_scale,
             clip_skip=call["clip_skip"],
         )
         return Text(embeds=embeds), Text(embeds=negative) if needs_negative else None

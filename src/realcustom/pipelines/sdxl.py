@@ -21,9 +21,11 @@ from realcustom.encoders.clip_image import ClipImageEncoder
 from realcustom.encoders.image import ClipReferenceEncoder, ReferenceEncoder
 from realcustom.models.adapter import RealCustomAdapter
 from realcustom.models.backbone import Text
-from realcustom.pipelines.base import RealCustomMixin, stock_arguments
+from realcustom.pipelines.base import RealCustomMixin
 from realcustom.pipelines.controls import joined_nets
 from realcustom.pipelines.output import RealCustomOutput
+from realcustom.pipelines.reading import embed_prompts, lora_scaled, penultimate_reader, style_of
+from realcustom.pipelines.signature import stock_arguments
 
 REFUSED = (
     "prompt_embeds",
@@ -112,11 +114,13 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
 
     def _texts(self, prompt, call: Mapping[str, Any]) -> list[tuple[str, ...]]:
         """Per prompt of the batch what each tokenizer reads."""
+        style = style_of(call)
         for negative in (call["negative_prompt"], call["negative_prompt_2"]):
             for tokenizer in self.tokenizers if negative is not None else ():
-                self.texts_for(negative, tokenizer, "negative prompt")
+                self.texts_for(negative, tokenizer, "negative prompt", style)
         both = [prompt, call["prompt_2"] or prompt][-len(self.tokenizers) :]
-        columns = [self.texts_for(text, tokenizer) for text, tokenizer in zip(both, self.tokenizers, strict=True)]
+        pairs = zip(both, self.tokenizers, strict=True)
+        columns = [self.texts_for(text, tokenizer, style=style) for text, tokenizer in pairs]
         if len({len(column) for column in columns}) > 1:
             raise ValueError("prompt and prompt_2 have different lengths: give one of each for every image.")
         return list(zip(*columns, strict=True))
@@ -126,14 +130,16 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
         negative_prompt = call["negative_prompt"]
         if released and negative_prompt is None and call["negative_prompt_2"] is None:
             negative_prompt = ""
+        ready = self._styled(prompt, (negative_prompt, call["negative_prompt_2"]), call, needs_negative)
+        texts = (None, None) if ready else (prompt, call["prompt_2"])
+        negatives = (None, None) if ready else (negative_prompt, call["negative_prompt_2"])
         embeds, negative_embeds, pooled, negative_pooled = self.encode_prompt(
-            prompt,
-            call["prompt_2"],
+            *texts,
             self._execution_device,
             images,
             needs_negative,
-            negative_prompt,
-            call["negative_prompt_2"],
+            *negatives,
+            **ready,
             lora_scale=(call["cross_attention_kwargs"] or {}).get("scale"),
             clip_skip=call["clip_skip"],
         )
@@ -149,6 +155,33 @@ class RealCustomXLPipeline(RealCustomMixin, StableDiffusionXLPipeline):
             return positive, None
         added = {"text_embeds": negative_pooled, "time_ids": negative_sizes}
         return positive, Text(embeds=negative_embeds, added=added)
+
+    def _styled(self, prompt, negatives: tuple, call: Mapping[str, Any], needs_negative: bool) -> dict[str, Any]:
+        """Embeddings for `encode_prompt` of prompts that are read otherwise than by the stock pipeline; else nothing.
+
+        No negative prompt at all stays none, which SDXL reads as zeros.
+        """
+        style = style_of(call)
+        if style.plain:
+            return {}
+        encoders = [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+        device, skip = self._execution_device, call["clip_skip"]
+        pairs = zip(self.tokenizers, encoders, strict=True)
+        readers = [(tokenizer, penultimate_reader(encoder, device, skip)) for tokenizer, encoder in pairs]
+        both = [prompt, call["prompt_2"] or prompt][-len(readers) :]
+        texts = [self._spelled(text, tokenizer) for text, (tokenizer, _) in zip(both, readers, strict=True)]
+        columns = None
+        if needs_negative and (negatives != (None, None) or not self.config.force_zeros_for_empty_prompt):
+            first = negatives[0] or ""
+            pair = [first, negatives[1] or first][-len(readers) :]
+            columns = [self._spelled(text, tokenizer) for text, (tokenizer, _) in zip(pair, readers, strict=True)]
+            columns = [column * (len(texts[0]) if len(column) == 1 else 1) for column in columns]
+        with lora_scaled(encoders, (call["cross_attention_kwargs"] or {}).get("scale")):
+            read = embed_prompts(readers, texts, columns, style)
+        ready = {"prompt_embeds": read.embeds, "pooled_prompt_embeds": read.pooled}
+        if columns is not None:
+            ready |= {"negative_prompt_embeds": read.negative, "negative_pooled_prompt_embeds": read.negative_pooled}
+        return ready
 
     def _unprojected(self, texts: list[str], repeats: int) -> torch.Tensor:
         """(B, c) pooled text of the second encoder after its final norm, before the projection."""

@@ -54,7 +54,11 @@ def as_subjects(subjects: Mapping | None) -> dict[str, Subject]:
 
 
 def token_weights(
-    tokenizers: Sequence, prompts: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], length: int
+    tokenizers: Sequence,
+    prompts: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],
+    length: int,
+    chunked: bool = False,
 ) -> torch.Tensor:
     """Where the subjects' words stand.
 
@@ -63,6 +67,7 @@ def token_weights(
         prompts: per prompt of the batch its text for each tokenizer.
         rows: the words of each prompt's subjects, or one entry for all prompts.
         length: T.
+        chunked: whether prompts are read in chunks.
 
     Returns:
         (B, S, T) float32, 1 at target tokens.
@@ -73,7 +78,7 @@ def token_weights(
     weights = torch.zeros(len(prompts), len(rows[0]), length)
     rows = list(rows) * (len(prompts) if len(rows) == 1 else 1)
     for row, texts, words in zip(weights, prompts, rows, strict=True):
-        positions = {word: agreed_positions(tokenizers, texts, word) for word in words}
+        positions = {word: agreed_positions(tokenizers, texts, word, chunked) for word in words}
         check_disjoint(positions, texts[0])
         for index, word in enumerate(words):
             row[index, list(positions[word])] = 1

@@ -25,10 +25,10 @@ from realcustom.models.flow import shift_exponent
 from realcustom.models.flux import FluxBackbone
 from realcustom.models.uno import unpack
 from realcustom.pictures.opening import open_image
-from realcustom.pipelines.base import stock_arguments
 from realcustom.pipelines.callbacks import StepTensors
 from realcustom.pipelines.denoise import Conditions, Sampling, Step, denoise, unmasked
 from realcustom.pipelines.output import RealCustomOutput, decode_latents, named_masks
+from realcustom.pipelines.signature import stock_arguments
 from realcustom.pipelines.sources import Sources
 from realcustom.pipelines.subjects import as_rows, regions_of, token_weights
 from realcustom.pipelines.uno_references import (

@@ -19,6 +19,8 @@ BODIES = (
     schema.EditBody,
     schema.CharacterBody,
     schema.ProgressEvent,
+    schema.NewsEvent,
+    schema.Nothing,
     schema.JobView,
     schema.Problem,
 )

@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from realcustom.serving import schema
-from realcustom.serving.limits import TooLarge
+from realcustom.serving.limits import Draining, TooLarge
 from realcustom.serving.openai_fields import IMAGE, WORD, Asked, mask_region, read_fields, subjects_of, typed
 from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import is_form, read_form, read_json, store_pictures
-from realcustom.serving.records import Job
+from realcustom.serving.records import UNFINISHED, Job
 from realcustom.serving.schema import body, problems
 from realcustom.serving.service import Service
 from realcustom.types import REFUSED
@@ -120,7 +120,8 @@ def _edit(record: dict[str, Any], lists: Mapping[str, list[Any]], service: Servi
         name = service.store.add_upload(mask, service.limits)["id"] if isinstance(mask, bytes) else mask
         name = store_pictures({"images": name}, {}, service)["images"]
         region, files["mask"] = "mask", mask_region(service.store.pictures.get(name))
-    subjects = subjects_of(asked.fields.get("prompt"), images, words, region)
+    known = service.engine.describe().get("knows", {}).get("words", ())
+    subjects = subjects_of(asked.fields.get("prompt"), images, words, region, known)
     return Asked(store_pictures({**asked.fields, "subjects": subjects}, files, service), asked.as_url)
 
 
@@ -135,6 +136,8 @@ async def _answered(service: Service, request: Request, asked: Asked) -> Respons
     finished = await _finished(service, request, job)
     if finished is None:
         return Response(status_code=LEFT)
+    if finished.state in UNFINISHED:
+        raise Draining
     if not finished.finished_well:
         # Trying it again, as OpenAI's client would, changes nothing.
         raise HTTPException(500, finished.error or "It failed.", {"x-should-retry": "false"})
@@ -166,4 +169,6 @@ def _images(service: Service, request: Request, job: Job, as_url: bool) -> dict[
         data = [{**entry, "revised_prompt": job.request["prompt"]} for entry in data]
     data = [entry | ({"flagged": True} if flag else {}) for entry, flag in zip(data, job.flagged, strict=True)]
     size = f"{job.request['width']}x{job.request['height']}"
-    return {"created": int(job.created), "data": data, "output_format": "png", "size": size, "id": job.id}
+    answer = {"created": int(job.created), "data": data, "output_format": "png", "size": size, "id": job.id}
+    warnings = list(service.engine.warnings(job.request["prompt"]))
+    return answer | ({"warnings": warnings} if warnings else {})

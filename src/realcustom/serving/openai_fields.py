@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from PIL import Image, ImageChops
 
-from realcustom.data.nouns import find_target_words
+from realcustom.data.nouns import find_target_words, singular
 from realcustom.pictures.opening import open_as_stored
 from realcustom.serving.problems import Refusal
 from realcustom.serving.service import OPTIONS
@@ -105,16 +105,19 @@ def typed(name: str, text: str) -> Any:
         raise Refusal(f"{name} cannot be read: {text[:80]!r}.", name) from None
 
 
-def subjects_of(prompt: Any, images: Sequence[Any], words: Sequence[str], region: Any = None) -> dict[str, Any]:
+def subjects_of(
+    prompt: Any, images: Sequence[Any], words: Sequence[str], region: Any = None, known: Sequence[str] = ()
+) -> dict[str, Any]:
     """Subjects of references: each image with its word; those of one word are references of one subject.
 
-    Without words all images are the one thing that the prompt names.
+    Without words all images are the one thing that the prompt names, or the one among them that the model knows.
 
     Args:
         prompt: as given.
         images: whatever a subject's images may be.
         words: one an image, or none.
         region: where the subject of the first image may stand.
+        known: the subjects that a model of a closed world draws; none for one that reads any text.
 
     Raises:
         Refusal: no or too many images, not as many words, or the prompt names several things or none.
@@ -123,7 +126,7 @@ def subjects_of(prompt: Any, images: Sequence[Any], words: Sequence[str], region
         raise Refusal(f"image[] must be 1 to {MAX_REFERENCES} pictures, not {len(images)}.", "image")
     if words and len(words) != len(images):
         raise Refusal(f"words[] must be one word for each image[]: {len(images)}, not {len(words)}.", "words")
-    words = words or [_only_thing(prompt)] * len(images)
+    words = words or [_only_thing(prompt, known)] * len(images)
     subjects: dict[str, Any] = {}
     for word, image in zip(words, images, strict=True):
         subjects.setdefault(word, {"images": []})["images"].append(image)
@@ -171,11 +174,12 @@ def _quality(quality: Any, wanted: Mapping[str, Any]) -> dict[str, str]:
     return {"preset": preset}
 
 
-def _only_thing(prompt: Any) -> str:
+def _only_thing(prompt: Any, known: Sequence[str]) -> str:
     found = [word.text for word in find_target_words(prompt)] if isinstance(prompt, str) else []
-    if len(found) == 1:
-        return found[0]
-    known = f"the prompt names {', '.join(found)}" if found else "no word of the prompt is known to be a thing"
+    drawn = [word for word in found if word.lower() in known or singular(word) in known] or found
+    if len(drawn) == 1:
+        return drawn[0]
+    named = f"the prompt names {', '.join(drawn)}" if drawn else "no word of the prompt is known to be a thing"
     raise Refusal(
-        f"Which word of the prompt does image[] show? Send words[], one word for each image[]; {known}.", "words"
+        f"Which word of the prompt does image[] show? Send words[], one word for each image[]; {named}.", "words"
     )
