@@ -1,5 +1,6 @@
 """The engine on Ray Serve: the same answers as the local one, also when a replica dies."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -48,6 +49,17 @@ def same(first, second) -> bool:
         and first.metadata == second.metadata
         and all(np.array_equal(first.masks[word], second.masks[word]) for word in first.masks)
     )
+
+
+def test_nothing_of_it_listens_to_other_machines(remote):
+    """Whoever reaches a port of Ray can run programs here."""
+    heard = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            sockets = [one for one in process.net_connections(kind="inet") if one.status == psutil.CONN_LISTEN]
+            heard |= {(process.name(), one.laddr.ip.removeprefix("::ffff:")) for one in sockets}
+    assert any("Replica" in name for name, _ in heard), heard
+    assert {ip for _, ip in heard} == {"127.0.0.1"}, heard
 
 
 def test_it_looks_like_the_local_engine(local, remote):

@@ -171,3 +171,11 @@ def test_what_cannot_be_done_is_said_before_a_step_is_made(engine, request_of, f
 def test_a_request_checks_its_own_fields(request_of, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         request_of(**fields)
+
+
+def test_the_miniatures_controlnet_is_loaded_by_its_name(tiny_model):
+    engine = Engine.load("miniature", controlnet=["outline=miniature-outline"], device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in engine.controls["outline"].parameters()} == {torch.bfloat16}
+    assert engine.source["controlnet"] == ["outline=miniature-outline"]
+    with pytest.raises(ValueError, match="another family"):
+        Engine.load(str(tiny_model), controlnet="miniature-outline", device="cpu")

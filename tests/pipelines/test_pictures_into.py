@@ -158,6 +158,19 @@ def test_a_control_on_a_network_that_knows_holes_equals_stock(controlled):
     np.testing.assert_allclose(drawn(pipe, **call), drawn(theirs, **call), atol=1e-5)
 
 
+def test_a_control_is_cut_as_the_picture_is(controlled, tiny_pipeline):
+    pipe, nets = controlled
+    if pipe is not tiny_pipeline:
+        pytest.skip("the same code")
+    theirs = stock(pipe, StableDiffusionControlNetInpaintPipeline, controlnet=nets[0])
+    call = {"image": scene(160, 128), "mask_image": hole(160, 128), "padding_mask_crop": 8, "height": 64, "width": 64}
+    call |= {"control_image": scene(160, 128), "controlnet_conditioning_scale": 0.7, "output_type": "pil"}
+    (ours,), (expected,) = drawn(pipe, **call), drawn(theirs, **call)
+    assert np.abs(np.asarray(ours, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
+    call["control_image"] = scene(160, 128).resize((80, 64))  # of another size it is stretched to the picture first
+    assert np.abs(np.asarray(drawn(pipe, **call)[0], dtype=int) - np.asarray(ours, dtype=int)).mean() < 8
+
+
 def test_a_control_of_another_family_is_refused(tiny_pipeline, tiny_xl_pipeline, reference_image):
     for pipe, other in ((tiny_pipeline, tiny_xl_pipeline), (tiny_xl_pipeline, tiny_pipeline)):
         pipe.register_modules(controlnet=ControlNetModel.from_unet(other.unet))

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from realcustom import Engine
 from realcustom.serving.app import create_app
-from realcustom.serving.records import Jobs
+from realcustom.serving.records import Jobs, Wishes
 from realcustom.serving.service import Service
 from realcustom.serving.store import DATABASE, Store
 
@@ -71,7 +71,7 @@ def test_the_page_says_it_and_draws_a_seed(service):
 
 def test_a_data_folder_of_an_earlier_version_is_taken_over(tmp_path):
     store = Store(tmp_path / "data")
-    job = Jobs(store).add({"prompt": "a dog"}, {"prompt": "a dog"})
+    job = Jobs(store).add({"prompt": "a dog"}, {"prompt": "a dog"}, Wishes())
     Jobs(store).begin([job.id])
     Jobs(store).finish(job.id, ["0" * 64], [True], None)
     store.close()

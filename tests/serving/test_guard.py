@@ -139,13 +139,18 @@ def test_a_wrong_method_is_405_and_says_which_are_right(service):
 
 
 def test_a_token_in_a_file(tmp_path):
-    from realcustom.cli.serve import _read_token
+    from realcustom.cli.serve_options import Door
 
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
-    assert _read_token(None, path) == TOKEN
-    assert _read_token(TOKEN, None) == TOKEN
+    for door in (Door(token_file=path), Door(token=TOKEN)):
+        assert door.holders().find(TOKEN).admin
+        assert door.holders().find(f"{TOKEN}\n") is None
     with pytest.raises(ValueError, match="in one place"):
-        _read_token(TOKEN, path)
+        Door(token=TOKEN, token_file=path).holders()
     with pytest.raises(ValueError, match="cannot be read"):
-        _read_token(None, tmp_path / "missing")
+        Door(token_file=tmp_path / "missing").holders()
+    with pytest.raises(ValueError, match="choose a secret"):
+        Door(host="0.0.0.0").check()
+    with pytest.raises(ValueError, match="at least 8"):
+        Door(token="short").holders()

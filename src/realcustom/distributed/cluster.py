@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 LOCAL_STORE = 256 * 2**20  # bytes of shared memory for a cluster of our own: only paths and notes travel through it
 
 TRIES = 3  # to start a cluster
+# Ray reads 127.0.0.1 as "the address that others reach this machine by", and its processes then listen everywhere,
+# unless clusters of several machines are off, as they are by default on other systems than Linux.
+SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -77,6 +80,7 @@ def _check_reachable(address: str) -> None:
 def start_local(cpus: int | None = None) -> None:
     """Start a cluster of this machine alone, with so many CPU cores (None: all there are), and join it."""
     ray = import_ray()
+    _allow_machines(False)
     options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": LOCAL_STORE}
     for left in reversed(range(TRIES)):
         try:
@@ -84,7 +88,8 @@ def start_local(cpus: int | None = None) -> None:
             return
         except Exception as error:
             # Ray gives its own processes 30 seconds, which a busy machine may not be able to keep.
-            ray.shutdown()
+            disconnect()
+            _allow_machines(False)
             if not left or "timed out" not in str(error):
                 raise
 
@@ -92,6 +97,26 @@ def start_local(cpus: int | None = None) -> None:
 def disconnect() -> None:
     """Leave the cluster, and stop it if `connect` started it."""
     import_ray().shutdown()
+    _allow_machines(True)
+
+
+def _allow_machines(several: bool) -> None:
+    """Whether clusters that are started from now on may have other machines; for this process and its children."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = several
+    os.environ[SEVERAL_MACHINES] = str(int(several))
+
+
+def keep_replica_here() -> None:
+    """In the process of a replica, before it is ready: on a cluster of one machine its server, which runs whatever it
+    is sent, listens to that machine only. Ray Serve has no setting for it."""
+    if os.environ.get(SEVERAL_MACHINES) != "0":
+        return
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))
 
 
 def share(workers: int | None) -> tuple[int, Share]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import serve
 
-from realcustom.distributed.cluster import load_engine
+from realcustom.distributed.cluster import keep_replica_here, load_engine
 from realcustom.types import Progress, Request
 
 PREVIEW_SECONDS = 2.0  # between two previews: decoding one takes time from making, and whether anyone looks is unknown
@@ -26,6 +26,7 @@ class Replica:
     """
 
     def __init__(self, loading: Mapping[str, Any], wait: float):
+        keep_replica_here()
         self.engine = load_engine(loading)
         self.generate.set_max_batch_size(max(1, self.engine.batch_size))
         self.generate.set_batch_wait_timeout_s(wait if self.engine.batch_size > 1 else 0.0)

@@ -162,12 +162,12 @@ def load_controls(options: LoadOptions, pipeline: DiffusionPipeline) -> dict[str
             shelf = open_shelf(controlnet_folder(source), "ControlNet")
         files = component_files(shelf.paths, "", preferred(options.variant, shelf.local))
         try:
-            net = ControlNetModel.from_pretrained(shelf.take(files), torch_dtype=pipeline.dtype)
+            net = ControlNetModel.from_pretrained(shelf.take(files))
         except (OSError, ValueError) as error:
             raise ValueError(f'The ControlNet "{source}" cannot be read: {_first_line(error)}') from error
         if not same_family(net, pipeline.unet):
             raise ValueError(f'The ControlNet "{source}" is of another family than the model "{options.model}".')
-        nets[name] = net.to(computing_device(pipeline)).eval()
+        nets[name] = net.to(computing_device(pipeline), pipeline.dtype).eval()
     return nets
 
 

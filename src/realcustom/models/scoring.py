@@ -90,6 +90,7 @@ class AdaptiveScoringModule(nn.Module):
         weights: ScoreWeights = noise_level_weights,
     ):
         super().__init__()
+        self.latent_channels = latent_channels
         self.text_pool = AttentionPool(text_dim)
         self.visual_pool = AttentionPool(latent_channels)
         self.text_scorer = context_scorer(feature_dim, text_dim, hidden_dim)

@@ -194,7 +194,7 @@ class RealCustomMixin(LoadingMixin):
         self._cross_attention_kwargs = call["cross_attention_kwargs"]
         text, negative = self._encode(prompt, call, guidance.needs_negative)
         sampling, latents = self._start(call, text, canvas)
-        control = control_of(call, self.controlnet, self)
+        control = control_of(call, self.controlnet, self, canvas)
         backbone = self.backbone(self._network_options(scales[0], text.embeds))
         if rows[0]:
             conditions = self._conditions(prompts, (text, negative), backbone, latents, call["keep_share"], canvas)

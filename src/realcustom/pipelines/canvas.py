@@ -11,7 +11,7 @@ Shapes: pixels (1 or B, 3, H, W) in [-1, 1], holes (1 or B, 1, H, W) of 0 and 1,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -40,6 +40,8 @@ class Canvas:
         strength: share of the steps that are run, above 0 to 1; at 1 a picture is no more than its size.
         frame: what of the picture is seen: left, top, right, bottom as shares of its width and height.
         paste: puts a finished picture back into the whole one; None where the whole one is drawn.
+        size: width and height of the whole one, and `crop`, how diffusers' image processor cuts the frame out of
+            pictures of that size; None and nothing where the whole one is drawn.
     """
 
     pixels: torch.Tensor
@@ -47,6 +49,8 @@ class Canvas:
     strength: float
     frame: tuple[float, float, float, float] = WHOLE
     paste: Any = None
+    size: tuple[int, int] | None = None
+    crop: Mapping[str, Any] = field(default_factory=dict)
 
     def placed(self, masks: torch.Tensor) -> torch.Tensor:
         """Masks (..., G, g) of what is drawn as those of the whole picture, 0 around it."""
@@ -114,7 +118,9 @@ def canvas_of(call: Mapping[str, Any], vae_scale_factor: int) -> Canvas | None:
     def paste(finished: Image.Image) -> Image.Image:
         return pictures.apply_overlay(mask, image, finished, box)
 
-    return Canvas(pixels=pixels, hole=hole, strength=strength, frame=tuple(shares), paste=paste)
+    return Canvas(
+        pixels=pixels, hole=hole, strength=strength, frame=tuple(shares), paste=paste, size=image.size, crop=crop
+    )
 
 
 def start_size(call: Mapping[str, Any], vae_scale_factor: int) -> tuple[int, int] | None:

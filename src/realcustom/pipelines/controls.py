@@ -9,7 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from realcustom.models.control import Control, same_family
-from realcustom.pipelines.canvas import opened
+from realcustom.pipelines.canvas import Canvas, opened
 
 
 def joined_nets(controlnet):
@@ -17,7 +17,7 @@ def joined_nets(controlnet):
     return MultiControlNetModel(controlnet) if isinstance(controlnet, (list, tuple)) else controlnet
 
 
-def control_of(call: Mapping[str, Any], controlnet, pipe) -> Control | None:
+def control_of(call: Mapping[str, Any], controlnet, pipe, canvas: Canvas | None = None) -> Control | None:
     """The control of a call; None where it names no picture.
 
     Args:
@@ -25,6 +25,7 @@ def control_of(call: Mapping[str, Any], controlnet, pipe) -> Control | None:
             `control_guidance_start` and `control_guidance_end` (numbers, or one for each network), height and width.
         controlnet: ControlNetModel, or diffusers' MultiControlNetModel.
         pipe: what it belongs to.
+        canvas: the start picture; where only a part of it is drawn, that part of the control pictures is read.
 
     Raises:
         ValueError: there is no network, or pictures and numbers are not as many as networks.
@@ -47,9 +48,13 @@ def control_of(call: Mapping[str, Any], controlnet, pipe) -> Control | None:
     pictures = VaeImageProcessor(vae_scale_factor=pipe.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
     size = {"height": call["height"], "width": call["width"]}
     device, dtype = pipe._execution_device, pipe.unet.dtype
+    crop = {} if canvas is None else canvas.crop
+    images = [opened(image) for image in images]
+    if crop:
+        images = [image if image.size == canvas.size else image.resize(canvas.size) for image in images]
     return Control(
         networks=networks,
-        pictures=[pictures.preprocess(opened(image), **size).to(device, dtype) for image in images],
+        pictures=[pictures.preprocess(image, **size, **crop).to(device, dtype) for image in images],
         scales=scales,
         spans=list(zip(starts, ends, strict=True)),
         pixels_per_cell=pipe.vae_scale_factor,

@@ -13,11 +13,13 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException as PlainHTTPException
 
 import realcustom
+from realcustom.serving.access import Access
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.document import describe
 from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
-from realcustom.serving.limits import Busy, NoRoom, TooLarge
+from realcustom.serving.holders import Forbidden, Holders, single
+from realcustom.serving.limits import Busy, Draining, NoRoom, TooLarge
 from realcustom.serving.openai import openai_router
 from realcustom.serving.origins import check_origins, cors
 from realcustom.serving.problems import Refusal, problem_body
@@ -26,20 +28,31 @@ from realcustom.serving.service import Service
 from realcustom.serving.trouble import StorageTrouble, storage_trouble
 
 
-def create_app(service: Service, token: str | None = None, studio: bool = True, origins: Sequence[str] = ()) -> FastAPI:
+def create_app(
+    service: Service,
+    token: str | None = None,
+    studio: bool = True,
+    origins: Sequence[str] = (),
+    holders: Holders | None = None,
+    root_path: str = "",
+) -> FastAPI:
     """The whole server as an ASGI application; it starts and stops the service with itself.
 
     Args:
         service: what answers.
         token: what every request must bring; None where only this machine can reach the server.
         studio: False leaves the web page out.
+        holders: in the place of one token, several with names.
+        root_path: under which a proxy shows the server, such as "/pictures"; "" for its root.
         origins: whose pages may use it from a browser, see `check_origins`.
 
     Raises:
         ValueError: an origin is none.
     """
-    origins = check_origins(origins, token is not None)
+    holders = holders or single(token)
+    origins = check_origins(origins, bool(holders))
 
+    service.root_path = root_path
     page = studio_app(service) if studio else None
 
     @asynccontextmanager
@@ -61,15 +74,16 @@ def create_app(service: Service, token: str | None = None, studio: bool = True, 
         generate_unique_id_function=lambda route: route.name,
     )
     # Made at the first question.
-    app.openapi = lru_cache(maxsize=1)(partial(describe, app, token is not None))
+    app.openapi = lru_cache(maxsize=1)(partial(describe, app, bool(holders), root_path))
     _add_problems(app, service)
     app.include_router(openai_router(service))
     app.include_router(router(service))
     if page is not None:
         app.router.routes.append(Elsewhere("/", studio_gate(page, service)))
-    app.add_middleware(Guard, limits=service.limits, token=token, origins=origins)
+    app.add_middleware(Guard, limits=service.limits, holders=holders, origins=origins)
     if origins:
-        app.add_middleware(cors, origins=origins)  # first of all, since a browser asks without the token
+        app.add_middleware(cors, origins=origins)  # before the guard, since a browser asks without the token
+    app.add_middleware(Access, root_path=root_path)
     return app
 
 
@@ -90,12 +104,16 @@ def _add_problems(app: FastAPI, service: Service) -> None:
         content = problem_body(request.url.path, error.status, str(error), error.param, error.code)
         return Response(content, error.status, media_type="application/json")
 
-    for kind, status in ((NotHere, 404), (TooLarge, 413), (NoRoom, 507)):
+    for kind, status in ((NotHere, 404), (TooLarge, 413), (NoRoom, 507), (Forbidden, 403)):
         app.add_exception_handler(kind, partial(_known, status))
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy):
         return _problem(request, 429, str(error), {"retry-after": str(error.retry_after)})
+
+    @app.exception_handler(Draining)
+    async def draining(request: Request, error: Draining):
+        return _problem(request, 503, str(error), {"retry-after": "10"})
 
     async def troubled(request: Request, error: Exception):
         trouble = storage_trouble(error)

@@ -8,7 +8,9 @@ import resource
 import socket
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 import h11
 import uvicorn
@@ -25,21 +27,18 @@ BACKLOG = 512  # connections that may wait to be accepted
 ACCEPTED = 64
 SPARE = 256  # file handles kept for all else: pictures, database, threads
 MANY = 8192  # files that the process asks to be allowed
-DRAIN = 5  # seconds that requests under way get when the server is stopped
+ANSWERS = 5  # seconds that answers under way get once nothing is made any more
 
 REPEATS, WINDOW = 5, 60.0  # how often a message is logged within so many seconds
 
 
-def listen(app, listener: socket.socket, connections: int) -> None:
+def listen(app, listener: socket.socket, connections: int, drain: Callable[[], None]) -> None:
     """Serve an ASGI application on a listening socket until the process is told to stop.
 
     connections: the most at one time; fewer where the process may not open so many files.
+    drain: called in a thread of its own at the first signal to stop; requests are answered until it returns.
     """
     files = _open_files()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(Unrepeated())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     config = uvicorn.Config(
         app,
         http=partial(BoundedProtocol, most=max(16, min(connections, files - SPARE - BACKLOG))),
@@ -52,13 +51,33 @@ def listen(app, listener: socket.socket, connections: int) -> None:
         server_header=False,
         backlog=ACCEPTED,
         timeout_keep_alive=REST,
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=ANSWERS,
     )
-    Listening(config).run(sockets=[listener])
+    Listening(config, drain).run(sockets=[listener])
 
 
 class Listening(uvicorn.Server):
-    """A server whose `backlog` bounds what the event loop accepts in one turn, and not what may wait for it."""
+    """A server whose `backlog` bounds what the event loop accepts in one turn, and not what may wait for it, and which
+    goes on answering while `drain` runs."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]):
+        super().__init__(config)
+        self._drain = drain
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop: the first one drains, the next ends at once."""
+        if self._draining:
+            return super().handle_exit(sig, frame)
+        self._draining = True
+
+        def finish() -> None:
+            try:
+                self._drain()
+            finally:
+                super(Listening, self).handle_exit(sig, frame)
+
+        threading.Thread(target=finish, name="drain", daemon=True).start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
@@ -166,6 +185,8 @@ class Unrepeated(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged; records are the same where their texts are before values are put in."""
+        if record.levelno < logging.WARNING:
+            return True  # one a request, and a request costs its client something
         key, now = (record.name, record.levelno, str(record.msg)[:200]), time.monotonic()
         with self._lock:
             if len(self._seen) > 1000:

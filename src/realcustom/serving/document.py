@@ -19,6 +19,8 @@ BODIES = (
     schema.EditBody,
     schema.CharacterBody,
     schema.ProgressEvent,
+    schema.NewsEvent,
+    schema.Nothing,
     schema.JobView,
     schema.Problem,
 )
@@ -37,12 +39,14 @@ HEADERS = {
 }
 
 
-def describe(app: FastAPI, token: bool) -> dict[str, Any]:
+def describe(app: FastAPI, token: bool, root_path: str = "") -> dict[str, Any]:
     """The document of an application's routes.
 
-    token: whether requests must bring one.
+    token: whether requests must bring one. root_path: under which a proxy shows them.
     """
     record = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    if root_path:
+        record["servers"] = [{"url": root_path}]
     schemas = record["components"]["schemas"]
     schemas |= _schemas(BODIES)
     for name in FOREIGN:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from realcustom.serving.blobs import NotHere
+from realcustom.serving.holders import seen_owner
 from realcustom.serving.live import Live, data_url, mask_url
+from realcustom.serving.records import UNFINISHED
 from realcustom.serving.service import Service
 
 PAUSE = 0.1  # seconds between two looks
@@ -19,7 +23,10 @@ UNREAD = 60  # seconds that a client may take to read an event
 
 
 def event_response(service: Service, name: str) -> EventSourceResponse:
-    """Events of one generation: "progress" at every change, at most ten a second, and "end" once it is finished."""
+    """Events of one generation: "progress" at every change, at most ten a second, and "end" once it is finished.
+
+    Where the server is stopped before, the last event is "stopping": the next server goes on with the generation.
+    """
     return EventSourceResponse(
         _events(service, name),
         headers={"cache-control": "no-store"},
@@ -28,6 +35,53 @@ def event_response(service: Service, name: str) -> EventSourceResponse:
         sep="\n",
         send_timeout=UNREAD,
     )
+
+
+def news_response(service: Service) -> EventSourceResponse:
+    """Events of all generations of the token that asks: "progress" at every change, "end" of each; one stream."""
+    return EventSourceResponse(
+        _news(service, seen_owner()),
+        headers={"cache-control": "no-store"},
+        ping=HEARTBEAT,
+        ping_message_factory=lambda: ServerSentEvent(comment="waiting"),
+        sep="\n",
+        send_timeout=UNREAD,
+    )
+
+
+async def _news(service: Service, owner: str | None) -> AsyncIterator[ServerSentEvent]:
+    runner = service.runner
+    ends, _ = await run_in_threadpool(runner.ended_since, 0, owner)
+    seen: dict[str, tuple] = {}
+    while True:
+        # Read first: what is sent after it comes again with the next look.
+        last = runner.draining and not runner.busy
+        now = await run_in_threadpool(_states, service, owner)
+        for name, state in now.items():
+            if seen.get(name) != state:
+                step, steps, position = state
+                yield _event("progress", {"id": name, "step": step, "steps": steps, "position": position})
+        seen = now
+        ends, ended = await run_in_threadpool(runner.ended_since, ends, owner)
+        for record in await run_in_threadpool(_ended, service, ended) if ended else ():
+            yield _event("end", record)
+        if last:
+            yield _event("stopping", {})
+            return
+        await asyncio.sleep(PAUSE)
+
+
+def _states(service: Service, owner: str | None) -> dict[str, tuple]:
+    runner = service.runner
+    return {name: (live.step, live.steps, runner.position(name)) for name, live in runner.unfinished(owner).items()}
+
+
+def _ended(service: Service, names: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for name in names:
+        with suppress(NotHere):  # removed already
+            found.append(service.describe_job(service.jobs.get(name)))
+    return found
 
 
 async def _events(service: Service, name: str) -> AsyncIterator[ServerSentEvent]:
@@ -39,7 +93,8 @@ async def _events(service: Service, name: str) -> AsyncIterator[ServerSentEvent]
                 yield _event("progress", record)
         finally:
             live.watchers -= 1
-    yield _event("end", await run_in_threadpool(lambda: service.describe_job(service.jobs.get(name))))
+    job = await run_in_threadpool(lambda: service.describe_job(service.jobs.get(name)))
+    yield _event("stopping" if job["state"] in UNFINISHED else "end", job)
 
 
 async def _progress(service: Service, name: str, live: Live) -> AsyncIterator[dict[str, Any]]:

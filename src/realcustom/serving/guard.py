@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import html
 import ipaddress
 import logging
@@ -11,6 +10,7 @@ from collections.abc import Collection
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
+from realcustom.serving.holders import HOLDER, Holder, Holders
 from realcustom.serving.limits import Limits, TooLarge
 from realcustom.serving.problems import problem_body
 
@@ -54,15 +54,16 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """ASGI middleware: token, foreign pages, size of the body.
 
-    With a token, every path but `OPEN` needs it as `Authorization: Bearer TOKEN`; a browser gets it into a cookie by
+    With tokens, every path but `OPEN` needs one as `Authorization: Bearer TOKEN`; a browser gets it into a cookie by
     opening /?token=TOKEN. Without one the server is bound to this machine, and only pages of its own may use it: a
     foreign web page can make a browser send requests here, but not under the name 127.0.0.1 and from this origin.
 
+    holders: of the tokens.
     origins: of other sites' pages that may use it, too; with a token they bring it as a header, never as a cookie.
     """
 
-    def __init__(self, app, limits: Limits, token: str | None = None, origins: Collection[str] = ()):
-        self.app, self.limits, self.token, self.origins = app, limits, token, origins
+    def __init__(self, app, limits: Limits, holders: Holders, origins: Collection[str] = ()):
+        self.app, self.limits, self.holders, self.origins = app, limits, holders, origins
         self._failures: dict[str, int] = {}  # wrong tokens by address
 
     async def __call__(self, scope, receive, send) -> None:
@@ -71,7 +72,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         send = _with_headers(send, BROWSER_API if scope["path"].startswith("/v1/") else BROWSER_PAGE)
-        refused = self._refusal(scope, headers)
+        holder, refused = self._who(scope, headers)
         if refused is not None:
             if refused[1] == WRONG:
                 await self._slow_down(scope)
@@ -79,33 +80,48 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.limits.upload_bytes:
             return await _answer(scope, receive, send, 413, self._too_large())
-        return await self._bounded(scope, receive, send)
+        state = HOLDER.set(holder)
+        scope["realcustom.holder"] = holder and holder.name
+        try:
+            return await self._bounded(scope, receive, send)
+        finally:
+            HOLDER.reset(state)
 
-    def _refusal(self, scope, headers: dict[str, str]):
-        if self.token is None:
-            if not is_loopback(_host_name(headers.get("host", ""))):
-                return 403, "This server answers only under the name of this machine: http://127.0.0.1."
-            if headers.get("origin") not in self.origins and _foreign(headers):
-                return 403, "This request comes from a page of another site."
-            return None
+    def _who(self, scope, headers: dict[str, str]) -> tuple[Holder | None, tuple | None]:
+        """Whose request this is, and how it is refused where it is."""
+        if not self.holders:
+            return None, self._stranger(headers)
         if scope["path"] in OPEN:
-            return None
+            return None, None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._right(given.strip()):
-            return None
-        if any(self._right(value) for value in _cookies(headers.get("cookie", ""))):
-            return None if not _foreign(headers) else (403, "This request comes from a page of another site.")
+        holder = self.holders.find(given.strip()) if scheme.lower() == "bearer" else None
+        if holder is not None:
+            return holder, None
+        for value in _cookies(headers.get("cookie", "")):
+            holder = self.holders.find(value)
+            if holder is not None:
+                return holder, (403, "This request comes from a page of another site.") if _foreign(headers) else None
+        return None, self._without(scope, headers, given)
+
+    def _stranger(self, headers: dict[str, str]) -> tuple | None:
+        """What a server without tokens refuses."""
+        if not is_loopback(_host_name(headers.get("host", ""))):
+            return 403, "This server answers only under the name of this machine: http://127.0.0.1."
+        if headers.get("origin") not in self.origins and _foreign(headers):
+            return 403, "This request comes from a page of another site."
+        return None
+
+    def _without(self, scope, headers: dict[str, str], given: str) -> tuple:
+        """The answer to a request without a right token; the page's address may bring one."""
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
-        if scope.get("method") == "GET" and scope["path"] == "/" and asked and self._right(asked[0]):
-            return 303, "", [("location", "/"), ("set-cookie", _cookie(self.token, _encrypted(scope, headers)))]
+        if scope.get("method") == "GET" and scope["path"] == "/" and asked and self.holders.find(asked[0]):
+            place = scope.get("root_path", "") + "/"
+            return 303, "", [("location", place), ("set-cookie", _cookie(asked[0], place, _encrypted(scope, headers)))]
         sentence = WRONG if given or asked else "This server needs its token."
         page = scope.get("method") == "GET" and not scope["path"].startswith("/v1/")
         if page and "text/html" in headers.get("accept", ""):
             return 401, sentence, [("content-type", "text/html; charset=utf-8")]
         return 401, sentence, [("www-authenticate", "Bearer")]
-
-    def _right(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode("utf-8", "replace"))
 
     async def _slow_down(self, scope) -> None:
         """Let a wrong token be answered the later, the more of them came from an address; right ones never wait."""
@@ -184,10 +200,10 @@ def _cookies(text: str) -> list[str]:
     return [value.strip('"') for name, _, value in pairs if name == COOKIE]
 
 
-def _cookie(token: str, secure: bool) -> str:
+def _cookie(token: str, path: str, secure: bool) -> str:
     cookie = SimpleCookie()
     cookie[COOKIE] = token
-    cookie[COOKIE].update({"httponly": True, "samesite": "Strict", "path": "/", "secure": secure})
+    cookie[COOKIE].update({"httponly": True, "samesite": "Strict", "path": path, "secure": secure})
     return cookie[COOKIE].OutputString()
 
 

@@ -21,6 +21,7 @@ class Limits:
     days: how long an upload that nothing uses is kept.
     keep_days: how long a finished generation is kept; None for ever.
     connections: that may be open at one time.
+    drain: seconds that a generation under way gets to finish when the server is stopped.
     data_bytes: of the whole data folder; once it holds more, uploads and generations are refused. None for no bound.
     """
 
@@ -34,11 +35,13 @@ class Limits:
     keep_days: float | None = None
     data_bytes: int | None = None
     connections: int = 512
+    drain: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("queue", "upload_bytes", "pixels", "pictures", "images", "connections"):
             whole(f"The limit {name}", getattr(self, name), 1, 2**40)
         finite("The limit days", self.days, 0.0, 1e6)
+        finite("The limit drain", self.drain, 0.0, 86400.0)
         if self.keep_days is not None:
             finite("The limit keep_days", self.keep_days, 0.0, 1e6)
         if self.data_bytes is not None:
@@ -55,11 +58,18 @@ class NoRoom(RuntimeError):
     """The data folder holds as much as it may."""
 
 
-class Busy(RuntimeError):
-    """The queue is full; there may be room again in `retry_after` seconds."""
+class Draining(RuntimeError):
+    """The server is being stopped and takes no new work."""
 
-    def __init__(self, waiting: int, retry_after: int):
-        super().__init__(f"The queue is full ({waiting} generations wait); try again in {retry_after} s.")
+    def __init__(self):
+        super().__init__("This server is being stopped; try again in a moment.")
+
+
+class Busy(RuntimeError):
+    """There is no room now, for the reason given; there may be again in `retry_after` seconds."""
+
+    def __init__(self, reason: str, retry_after: int):
+        super().__init__(f"{reason}; try again in {retry_after} s.")
         self.retry_after = retry_after
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from realcustom.serving.tracing import Origin
 from realcustom.types import Progress
 
 PREVIEW_SIDE = 320  # pixels; a preview is looked at for half a second
@@ -25,10 +26,12 @@ class Live:
         step, steps: denoising steps done and in all; (0, 0) before the first.
         preview: the image as it is now, at most PREVIEW_SIDE pixels a side, or None.
         masks: word -> mask (h, w) in [0, 1] as it is now.
+        origin: the request that it came with, or None. owner: name of its token. order: among what waits.
         reason: why it is to be stopped, or None; `by_user` tells a wish from a limit.
     """
 
-    def __init__(self):
+    def __init__(self, origin: Origin | None = None, owner: str = "", order: float = 0.0):
+        self.origin, self.owner, self.order = origin, owner, order
         self.version = 0
         self.step = self.steps = 0
         self.preview: Image.Image | None = None

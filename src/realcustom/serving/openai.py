@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from realcustom.serving import schema
-from realcustom.serving.limits import TooLarge
+from realcustom.serving.limits import Draining, TooLarge
 from realcustom.serving.openai_fields import IMAGE, WORD, Asked, mask_region, read_fields, subjects_of, typed
 from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import is_form, read_form, read_json, store_pictures
-from realcustom.serving.records import Job
+from realcustom.serving.records import UNFINISHED, Job
 from realcustom.serving.schema import body, problems
 from realcustom.serving.service import Service
 from realcustom.types import REFUSED
@@ -136,6 +136,8 @@ async def _answered(service: Service, request: Request, asked: Asked) -> Respons
     finished = await _finished(service, request, job)
     if finished is None:
         return Response(status_code=LEFT)
+    if finished.state in UNFINISHED:
+        raise Draining
     if not finished.finished_well:
         # Trying it again, as OpenAI's client would, changes nothing.
         raise HTTPException(500, finished.error or "It failed.", {"x-should-retry": "false"})

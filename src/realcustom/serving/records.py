@@ -7,11 +7,12 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from realcustom.engine.characters import Character, checked_name
 from realcustom.serving.blobs import NotHere
+from realcustom.serving.holders import Forbidden, may_see, owner_name, seen_owner
 from realcustom.serving.store import Store
 
 QUEUED, RUNNING, DONE = "queued", "running", "done"
@@ -34,6 +35,9 @@ class Job:
     masks: id of the guidance masks, or None.
     attempts: how often it was begun.
     created, started, finished: seconds since 1970, or None.
+    owner: name of the token that made it. priority: 0 to 9, see `waiting_order`.
+    key: under which the client may ask for it again, or None. webhook: address that is told of its end, or None;
+        told: 1 once it was, -1 where it could not be.
     """
 
     number: int
@@ -49,38 +53,88 @@ class Job:
     created: float
     started: float | None
     finished: float | None
+    owner: str = ""
+    priority: int = 0
+    key: str | None = None
+    webhook: str | None = None
+    told: int = 0
 
     @property
     def finished_well(self) -> bool:
         return self.state == DONE
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is asked of the server beside the picture.
+
+    priority: 0 to 9. key: under which the same request is one generation. webhook: address to be told of its end.
+    """
+
+    priority: int = 0
+    key: str | None = None
+    webhook: str | None = None
+
+
+def waiting_order(job: Job) -> float:
+    """Smaller is earlier: one priority more is worth a minute of waiting, so that nothing waits for ever."""
+    return job.created - 60.0 * job.priority
+
+
 class Jobs:
-    """The generations of a store."""
+    """The generations of a store. Who asks with a token that is no admin's finds only those that it made."""
 
     def __init__(self, store: Store):
         self.store = store
 
-    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> Job:
+    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any], wishes: Wishes) -> Job:
         """A new generation, waiting."""
         name = secrets.token_hex(16)
-        values = (name, QUEUED, json.dumps(asked), json.dumps(request), time.time())
+        values = {
+            "id": name,
+            "state": QUEUED,
+            "asked": json.dumps(asked),
+            "request": json.dumps(request),
+            "created": time.time(),
+            "owner": owner_name(),
+            **asdict(wishes),
+        }
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
         with self.store.transaction() as database:
-            database.execute("INSERT INTO jobs (id, state, asked, request, created) VALUES (?, ?, ?, ?, ?)", values)
+            database.execute(f"INSERT INTO jobs ({columns}) VALUES ({marks})", tuple(values.values()))
         return self.get(name)
+
+    def keyed(self, key: str) -> Job | None:
+        """The generation that the token asking now made under a key, or None."""
+        found = self.store.rows("SELECT * FROM jobs WHERE owner = ? AND key = ?", owner_name(), key)
+        return _job(found[0]) if found else None
+
+    def to_tell(self) -> list[Job]:
+        """Finished generations whose webhooks have not been told, oldest first."""
+        query = "SELECT * FROM jobs WHERE webhook IS NOT NULL AND told = 0 AND state NOT IN (?, ?) ORDER BY number"
+        return [_job(row) for row in self.store.rows(query, *UNFINISHED)]
+
+    def mark_told(self, name: str, told: int) -> None:
+        """A webhook was told (1), or is given up (-1)."""
+        with self.store.transaction() as database:
+            database.execute("UPDATE jobs SET told = ? WHERE id = ?", (told, name))
 
     def get(self, name: str) -> Job:
         """The generation of an id; `NotHere` if there is none."""
         found = self.store.rows("SELECT * FROM jobs WHERE id = ?", str(name))
-        if not found:
+        if not found or not may_see(found[0]["owner"]):
             raise NotHere(f'There is no generation "{str(name)[:80]}".')
         return _job(found[0])
 
     def list(self, states: Sequence[str] = STATES, limit: int = 50, before: int | None = None) -> list[Job]:
         """The newest generations in these states, older than number `before`."""
         marks = ", ".join("?" * len(states))
-        query = f"SELECT * FROM jobs WHERE state IN ({marks}) AND number < ? ORDER BY number DESC LIMIT ?"
-        return [_job(row) for row in self.store.rows(query, *states, before or 2**62, limit)]
+        owner = seen_owner()
+        query = (
+            f"SELECT * FROM jobs WHERE state IN ({marks}) AND number < ? AND (? IS NULL OR owner = ?) "
+            "ORDER BY number DESC LIMIT ?"
+        )
+        return [_job(row) for row in self.store.rows(query, *states, before or 2**62, owner, owner, limit)]
 
     def begin(self, names: Iterable[str]) -> list[Job]:
         """Mark waiting generations as running; those that wait no longer are left out."""
@@ -121,8 +175,8 @@ class Jobs:
                 (QUEUED, name, RUNNING),
             )
 
-    def recover(self) -> list[str]:
-        """After a restart: ids of what is to be run, oldest first. What was under way too often is interrupted."""
+    def recover(self) -> list[Job]:
+        """After a restart: what is to be run, oldest first. What was under way too often is interrupted."""
         with self.store.transaction() as database:
             database.execute(
                 "UPDATE jobs SET state = ?, error = ?, finished = ? WHERE state = ? AND attempts >= ?",
@@ -135,7 +189,7 @@ class Jobs:
                 ),
             )
             database.execute("UPDATE jobs SET state = ?, started = NULL WHERE state = ?", (QUEUED, RUNNING))
-        return [row["id"] for row in self.store.rows("SELECT id FROM jobs WHERE state = ? ORDER BY number", QUEUED)]
+        return [_job(row) for row in self.store.rows("SELECT * FROM jobs WHERE state = ? ORDER BY number", QUEUED)]
 
     def finished_before(self, moment: float) -> list[str]:
         """Ids of what was finished before a moment in seconds since 1970."""
@@ -194,19 +248,22 @@ def forget_unused(store: Store, days: float) -> int:
 
 
 class Cast:
-    """The characters of a store."""
+    """The characters of a store. A token that is no admin's finds its own and those without an owner, and changes its
+    own."""
 
     def __init__(self, store: Store):
         self.store = store
 
     def list(self) -> list[Character]:
         """All characters by name."""
-        return [_character(row) for row in self.store.rows("SELECT record FROM characters ORDER BY name")]
+        rows = self.store.rows("SELECT record, owner FROM characters ORDER BY name")
+        return [_character(row) for row in rows if _readable(row)]
 
     def find(self, name: str) -> Character | None:
         """The character of a name, or None."""
-        found = self.store.rows("SELECT record FROM characters WHERE name = ?", str(name).lower().removeprefix("@"))
-        return _character(found[0]) if found else None
+        query = "SELECT record, owner FROM characters WHERE name = ?"
+        found = self.store.rows(query, str(name).lower().removeprefix("@"))
+        return _character(found[0]) if found and _readable(found[0]) else None
 
     def get(self, name: str) -> Character:
         """The character of a name; `NotHere` if there is none."""
@@ -226,12 +283,13 @@ class Cast:
             self.store.pictures.path(image)
         replaces = None if replaces is None else checked_name(replaces)
         if replaces is not None:
-            self.get(replaces)
+            self._check_own(self.get(replaces).name)
         now, record = time.time(), json.dumps(character.to_dict())
         try:
             with self.store.transaction() as database:
                 if replaces is None:
-                    database.execute("INSERT INTO characters VALUES (?, ?, ?, ?)", (character.name, record, now, now))
+                    values = (character.name, record, now, now, owner_name())
+                    database.execute("INSERT INTO characters VALUES (?, ?, ?, ?, ?)", values)
                 else:
                     database.execute(
                         "UPDATE characters SET name = ?, record = ?, changed = ? WHERE name = ?",
@@ -246,8 +304,18 @@ class Cast:
     def remove(self, name: str) -> None:
         """Forget a character; `NotHere` if there is none."""
         character = self.get(name)
+        self._check_own(character.name)
         with self.store.transaction() as database:
             database.execute("DELETE FROM characters WHERE name = ?", (character.name,))
+
+    def _check_own(self, name: str) -> None:
+        (row,) = self.store.rows("SELECT owner FROM characters WHERE name = ?", name)
+        if not may_see(row["owner"]):
+            raise Forbidden(f"The character @{name} belongs to another token.")
+
+
+def _readable(row: sqlite3.Row) -> bool:
+    return not row["owner"] or may_see(row["owner"])
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +15,7 @@ from realcustom.pictures.opening import open_image
 from realcustom.pictures.overlays import mask_image, overlay
 from realcustom.serving import schema
 from realcustom.serving.blobs import NotHere
-from realcustom.serving.events import event_response
+from realcustom.serving.events import event_response, news_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.limits import check_pixels
 from realcustom.serving.metrics import CONTENT_TYPE
@@ -28,27 +28,29 @@ from realcustom.serving.service import Service
 # A result never changes under its id; only the one browser may keep it, since it may need a token.
 FOREVER = {"cache-control": "private, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture."}}
+
+
 # Types of events have no place in OpenAPI 3.1; `itemSchema` is that of 3.2.
-EVENTS = {
-    "schema": {"type": "string"},
-    "itemSchema": {
-        "oneOf": [
-            {
-                "type": "object",
-                "required": ["event", "data"],
-                "properties": {
-                    "event": {"const": kind},
-                    "data": {
-                        "type": "string",
-                        "contentMediaType": "application/json",
-                        "contentSchema": {"$ref": f"#/components/schemas/{model}"},
-                    },
+def _events(**models: str) -> dict[str, Any]:
+    """What a stream sends: the schema of each kind of event."""
+    kinds = [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": kind},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": f"#/components/schemas/{model}"},
                 },
-            }
-            for kind, model in (("progress", "ProgressEvent"), ("end", "JobView"))
-        ]
-    },
-}
+            },
+        }
+        for kind, model in models.items()
+    ]
+    return {"text/event-stream": {"schema": {"type": "string"}, "itemSchema": {"oneOf": kinds}}}
+
+
 Id = Annotated[str, Path(max_length=200)]
 Index = Annotated[int, Path(ge=0, le=1000)]
 
@@ -72,12 +74,18 @@ def _generations(api: APIRouter, service: Service) -> None:
         openapi_extra=body(schema.GenerationBody, multipart=True),
         responses=problems(400, 413, 422, 429),
     )
-    async def create_generation(request: Request, response: Response):
+    async def create_generation(
+        request: Request,
+        response: Response,
+        key: Annotated[
+            str | None, Header(alias="Idempotency-Key", description="Sent again, it is one generation.")
+        ] = None,
+    ):
         """Queue a generation. Poll it, or watch its events, until its state is done."""
         record = await read_record(request, service)
         with refusing():
-            made = await run_in_threadpool(lambda: service.describe_job(service.submit(record)))
-        response.headers["location"] = f"/v1/generations/{made['id']}"
+            made = await run_in_threadpool(lambda: service.describe_job(service.submit(record, key)))
+        response.headers["location"] = f"{service.root_path}/v1/generations/{made['id']}"
         return made
 
     @api.get("/generations", response_model=schema.JobList, responses=problems(422))
@@ -102,14 +110,32 @@ def _generations(api: APIRouter, service: Service) -> None:
         "/generations/{id}/events",
         response_class=EventSourceResponse,
         responses={
-            200: {"content": {"text/event-stream": EVENTS}, "description": "progress and end events"},
+            200: {
+                "content": _events(progress="ProgressEvent", end="JobView", stopping="JobView"),
+                "description": "progress events, then end or stopping",
+            },
             **problems(404),
         },
     )
     def watch_generation(id: Id):
-        """Server-sent events: "progress" with step, steps, a preview and the masks as data: URLs; at last "end"."""
+        """Server-sent events: "progress" with step, steps, a preview and the masks as data: URLs; at last "end",
+        or "stopping" where the server is stopped before."""
         service.jobs.get(id)
         return event_response(service, id)
+
+    @api.get(
+        "/events",
+        response_class=EventSourceResponse,
+        responses={
+            200: {
+                "content": _events(progress="NewsEvent", end="JobView", stopping="Nothing"),
+                "description": "progress and end; stopping last",
+            }
+        },
+    )
+    def watch_all():
+        """Server-sent events of all generations of this token: "progress" with id, step, steps and position, "end"."""
+        return news_response(service)
 
     @api.post("/generations/{id}/cancel", response_model=schema.JobView, responses=problems(404))
     def cancel_generation(id: Id):

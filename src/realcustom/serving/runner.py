@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 import threading
 import time
+from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
-from realcustom.serving.limits import Busy, Limits
+from realcustom.serving import tracing
+from realcustom.serving.blobs import NotHere
+from realcustom.serving.holders import HOLDER
+from realcustom.serving.limits import Busy, Draining, Limits
 from realcustom.serving.live import Live
+from realcustom.serving.logs import log_generation
 from realcustom.serving.metrics import Metrics
-from realcustom.serving.records import CANCELLED, DONE, FAILED, Job, Jobs
+from realcustom.serving.records import CANCELLED, DONE, FAILED, Job, Jobs, Wishes, waiting_order
 from realcustom.serving.trouble import storage_trouble
 from realcustom.types import Cancelled, Request, Result
 
@@ -22,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before what the disk or the database refused is tried again
 UNEXPECTED = "This failed unexpectedly; the server's log says where."
+ENDED = 1000  # generations whose ends are remembered for who watches all of them
 PREVIEW_SECONDS = 0.4  # between two previews, so that watching costs little of the time of making
 
 
@@ -38,6 +46,9 @@ class Runner:
         jobs: where generations are kept.
         open_job: a job's settings as a request with opened pictures.
         limits, metrics: of the server.
+
+    Attributes:
+        told: called whenever a generation has ended.
     """
 
     def __init__(
@@ -45,10 +56,13 @@ class Runner:
     ):
         self.engine, self.jobs, self.open_job = engine, jobs, open_job
         self.limits, self.metrics = limits, metrics
-        self._waiting: deque[str] = deque()
+        self._waiting: list[str] = []  # in `waiting_order`
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._changed = threading.Condition()
-        self._stopping = False
+        self._ended: deque[tuple[str, str]] = deque(maxlen=ENDED)
+        self._ends = 0
+        self.told: Callable[[], None] = lambda: None
+        self._draining = self._stopping = False
         self._seconds = 2.0  # running mean of what one generation takes
         self._threads = [
             threading.Thread(target=self._work, name=f"generate-{index}", daemon=True)
@@ -58,46 +72,110 @@ class Runner:
     def start(self) -> None:
         """Take up what an earlier server left, then whatever comes."""
         with self._changed:
-            for name in self.jobs.recover():
-                self._waiting.append(name)
-                self._live[name] = Live()
+            for job in self.jobs.recover():
+                self._queue(job, None)
         for thread in self._threads:
             thread.start()
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing more, let what runs finish for so many seconds, then `stop`."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
+        self.stop()
 
     def stop(self, seconds: float = 10.0) -> None:
         """End the threads at the next step; what waits or runs is taken up at the next start."""
         with self._changed:
-            self._stopping = True
+            self._draining = self._stopping = True
             self._changed.notify_all()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(seconds)
+        # Who watches what is handed back to the next server hears of it.
+        for live in list(self._live.values()):
+            live.finish()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is being stopped."""
+        return self._draining
 
     @property
     def waiting(self) -> int:
         """Generations in the queue."""
         return len(self._waiting)
 
-    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> Job:
-        """Queue a generation whose settings are known to be right.
+    @property
+    def busy(self) -> bool:
+        """Whether something is being made, or may still be."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def add(self, asked: Mapping[str, Any], request: Mapping[str, Any], wishes: Wishes) -> Job:
+        """Queue a generation whose settings are known to be right; under a key that is taken, it is that one.
 
         Raises:
-            Busy: too many wait already.
+            ValueError: the key is another request's.
+            Busy: too many wait already, of all tokens or of the one that asks.
+            Draining: the server is being stopped.
             StorageTrouble: it could not be kept, or nothing that is made could be.
         """
         if self.jobs.store.trouble is not None:
             raise self.jobs.store.trouble
         with self._changed:
-            if len(self._waiting) >= self.limits.queue:
+            if self._draining:
+                raise Draining
+            known = self.known(asked, wishes)
+            if known is not None:
+                return known
+            try:
+                self._check_room()
+            except Busy:
                 self.metrics.count("rejected")
-                pace = self._seconds / (len(self._threads) * self.engine.batch_size)
-                raise Busy(len(self._waiting), min(3600, max(1, math.ceil(pace * len(self._waiting) / 2))))
-            job = self.jobs.add(asked, request)
-            self._live[job.id] = Live()
-            self._waiting.append(job.id)
+                raise
+            job = self.jobs.add(asked, request, wishes)
+            self._queue(job, tracing.here())
             self._changed.notify()
         self.metrics.count("accepted")
         return job
+
+    def known(self, asked: Mapping[str, Any], wishes: Wishes) -> Job | None:
+        """The generation that was made under the key of these wishes; ValueError where it was asked for otherwise."""
+        job = None if wishes.key is None else self.jobs.keyed(wishes.key)
+        if job is not None and job.asked != dict(asked):
+            raise ValueError("This Idempotency-Key was used for another request.")
+        return job
+
+    def _check_room(self) -> None:
+        waiting = len(self._waiting)
+        if waiting >= self.limits.queue:
+            pace = self._seconds / (len(self._threads) * self.engine.batch_size)
+            wait = min(3600, max(1, math.ceil(pace * waiting / 2)))
+            raise Busy(f"The queue is full ({waiting} generations wait)", wait)
+        holder = HOLDER.get()
+        if holder is not None:
+            holder.check_share(sum(self._live[name].owner == holder.name for name in self._waiting), self.limits.queue)
+            holder.take_turn()
+
+    def _queue(self, job: Job, origin: tracing.Origin | None) -> None:
+        self._live[job.id] = Live(origin, job.owner, waiting_order(job))
+        insort(self._waiting, job.id, key=lambda name: self._live[name].order)
+
+    def unfinished(self, owner: str | None) -> dict[str, Live]:
+        """What waits or runs, of one owner or (None) of all, by id."""
+        with self._changed:
+            return {name: live for name, live in self._live.items() if owner in (None, live.owner)}
+
+    def ended_since(self, count: int, owner: str | None) -> tuple[int, list[str]]:
+        """How many generations have ended in all, and the ids of an owner's that ended after the first `count`; of
+        more than `ENDED` the newest."""
+        with self._changed:
+            new = list(self._ended)[max(0, len(self._ended) - (self._ends - count)) :] if count < self._ends else []
+            return self._ends, [name for name, whose in new if owner in (None, whose)]
 
     def live(self, name: str) -> Live | None:
         """How far an unfinished generation is; None once it is finished."""
@@ -129,7 +207,7 @@ class Runner:
     def problems(self) -> list[str]:
         """Why no generation can be made now, in sentences; empty where all is well."""
         found = []
-        if self._stopping:
+        if self._draining:
             found.append("This server is being stopped.")
         elif not any(thread.is_alive() for thread in self._threads):
             found.append("Nothing works on the queue of this server.")
@@ -140,11 +218,11 @@ class Runner:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._stopping:
+                while not self._waiting and not self._draining:
                     self._changed.wait()
-                if self._stopping:
+                if self._draining:
                     return
-                name = self._waiting.popleft()
+                name = self._waiting.pop(0)
             # Whatever happens to one generation, the next one is made.
             try:
                 self._run(name)
@@ -190,10 +268,16 @@ class Runner:
             for job in begun:
                 self._live[job].begin(self.limits.seconds)
             start = time.monotonic()
-            results = self._results(begun, [group[job] for job in begun])
-            for job, result in zip(begun, results, strict=True):
-                self._keep(job, result)
-            took = time.monotonic() - start
+            origins = {job: self._live[job].origin for job in begun}
+            with tracing.span("generate", origins[begun[0]] if begun else None, batch=len(begun)):
+                results = self._results(begun, [group[job] for job in begun])
+                took = time.monotonic() - start
+                for job, result in zip(begun, results, strict=True):
+                    self._keep(job, result)
+            for job in begun:
+                # Removed meanwhile, or the disk has trouble again: then there is nothing to write down.
+                with suppress(NotHere, sqlite3.Error):
+                    log_generation(self.jobs.get(job), took, len(begun), origins[job])
             self.metrics.observe(took)
             self._seconds += 0.2 * (took - self._seconds)
         except Stopping:
@@ -276,6 +360,10 @@ class Runner:
         live = self._live.pop(name, None)
         if live is not None:
             live.finish()
+            with self._changed:
+                self._ends += 1
+                self._ended.append((name, live.owner))
+            self.told()
 
 
 def stored_request(request: Request) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class GenerationBody(BaseModel):
         None, description="Add the descriptions of mentioned characters to the prompt; false by default."
     )
     model: str | None = Field(None, description="Refused unless it is the model that is served.")
+    priority: int | None = Field(
+        None, ge=0, le=9, description="Goes before what has less; one more is worth a minute of waiting; 0 by default."
+    )
+    webhook: str | None = Field(None, description="Address, on a host that the server allows, that is told of the end.")
 
 
 class JobView(BaseModel):
@@ -111,6 +115,7 @@ class JobView(BaseModel):
     warnings: list[str] = Field(description="What should be known about it: words that the model does not know.")
     masks: list[str] = Field(description="Words that have a guidance mask.")
     attempts: int
+    priority: int
     created: float
     started: float | None
     finished: float | None
@@ -124,6 +129,19 @@ class ProgressEvent(BaseModel):
     position: int | None = Field(description="How many wait before it; null when it does not wait.")
     preview: str | None = Field(None, description="The image as it is now, a data: URL.")
     masks: dict[str, str] | None = Field(None, description="Word -> its mask as it is now, a data: URL.")
+
+
+class NewsEvent(BaseModel):
+    """Data of an event "progress" about all generations."""
+
+    id: str
+    step: int
+    steps: int
+    position: int | None
+
+
+class Nothing(BaseModel):
+    """Data of an event "stopping" about all generations."""
 
 
 class JobList(BaseModel):

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from realcustom.checks import whole
 from realcustom.engine.characters import Character, read_record
 from realcustom.engine.requests import check_request
 from realcustom.pictures.content import Picture
 from realcustom.pictures.opening import DECODING
 from realcustom.pictures.png import metadata_of
+from realcustom.serving.holders import HOLDER, MAX_PRIORITY
 from realcustom.serving.limits import Limits, TooLarge, check_pixels
 from realcustom.serving.metrics import Metrics
-from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, forget_picture
+from realcustom.serving.records import UNFINISHED, Cast, Job, Jobs, Wishes, forget_picture
 from realcustom.serving.restoring import Restored, restore
 from realcustom.serving.runner import Runner, stored_request
 from realcustom.serving.store import Store
 from realcustom.serving.upkeep import Upkeep
+from realcustom.serving.webhooks import HookRules, Webhooks
 from realcustom.types import MASK, Request
 
-OPTIONS = ("describe_characters", "model")  # fields beside those of a request
+OPTIONS = ("describe_characters", "model", "priority", "webhook")  # fields beside those of a request
+
+
+KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 class Service:
@@ -34,11 +41,21 @@ class Service:
         store, jobs, cast: what is kept.
         runner: the queue.
         limits, metrics: of this server.
+        root_path: under which a proxy shows the server; every path that is told begins with it.
+        hooks: what tells other servers that a generation has ended.
     """
 
-    def __init__(self, engine, folder: str | Path, limits: Limits | None = None, name: str = "model"):
+    def __init__(
+        self,
+        engine,
+        folder: str | Path,
+        limits: Limits | None = None,
+        name: str = "model",
+        hooks: HookRules | None = None,
+    ):
         self.engine = engine
         self.name = name
+        self.root_path = ""
         self.started = time.time()
         self.limits = limits or Limits()
         self.metrics = Metrics(self.gauges)
@@ -47,34 +64,63 @@ class Service:
         self.cast = Cast(self.store)
         self.upkeep = Upkeep(self.store, self.jobs, self.limits)
         self.runner = Runner(engine, self.jobs, self.open_request, self.limits, self.metrics)
+        self.hooks = Webhooks(self.jobs, self.describe_job, hooks or HookRules())
+        self.runner.told = self.hooks.look
 
     def start(self) -> None:
         """Begin to work; what an earlier server left unfinished comes first."""
         self.upkeep.start()
         self.runner.start()
+        self.hooks.start()
+
+    def drain(self) -> None:
+        """Refuse new work and give what runs the time that the limits allow; what is unfinished then waits for the
+        next start. Blocks until nothing is made any more."""
+        self.runner.drain(self.limits.drain)
 
     def stop(self) -> None:
         """End at the next step, keeping the queue for the next start."""
         self.runner.stop()
+        self.hooks.stop()
         self.upkeep.stop()
         self.store.close()
 
-    def submit(self, fields: Mapping[str, Any]) -> Job:
+    def submit(self, fields: Mapping[str, Any], key: str | None = None) -> Job:
         """Queue a generation.
 
         Args:
             fields: a request's JSON form with pictures by id, where the prompt may mention characters;
-                `describe_characters`, which adds their descriptions to the prompt; and `model`, which must be the one
-                that is served.
+                `describe_characters`, which adds their descriptions to the prompt; `model`, which must be the one
+                that is served; `priority`; and `webhook`, an address that is told of the end.
+            key: under which the same request is the same generation, however often it is sent.
 
         Raises:
             ValueError: in one sentence, what is wrong with it.
             Busy: the queue is full.
+            Draining: the server is being stopped.
             NoRoom: the data folder holds as much as it may.
             StorageTrouble: it cannot be used at the moment.
         """
+        wishes = self._wishes(fields, key)
+        known = self.runner.known(fields, wishes)
+        if known is not None:
+            return known
         self.store.check_room(0, self.limits)
-        return self.runner.add(dict(fields), stored_request(self.check(fields)))
+        return self.runner.add(dict(fields), stored_request(self.check(fields)), wishes)
+
+    def _wishes(self, fields: Mapping[str, Any], key: str | None) -> Wishes:
+        if not isinstance(fields, Mapping):
+            raise ValueError("A request must be a record of fields.")
+        priority = whole("The priority", fields.get("priority") or 0, 0, MAX_PRIORITY)
+        holder = HOLDER.get()
+        if holder is not None and priority > holder.priority:
+            raise ValueError(f"This token may ask for a priority of at most {holder.priority}, not {priority}.")
+        if key is not None and not KEY.fullmatch(key):
+            raise ValueError("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+        webhook = fields.get("webhook")
+        if webhook is not None:
+            self.hooks.rules.check(webhook)
+        return Wishes(priority=priority, key=key, webhook=webhook)
 
     def check(self, fields: Mapping[str, Any]) -> Request:
         """The request that these fields ask for, with opened pictures and the model's defaults; errors as `submit`."""
@@ -152,12 +198,13 @@ class Service:
             "error": job.error,
             "prompt": job.request["prompt"],
             "request": job.request,
-            "images": [f"/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
+            "images": [f"{self.root_path}/v1/generations/{job.id}/images/{index}" for index in range(len(job.images))],
             "image_ids": list(job.images),
             "flagged": list(job.flagged),
             "warnings": list(self.engine.warnings(job.request["prompt"])),
             "masks": words if job.masks else [],
             "attempts": job.attempts,
+            "priority": job.priority,
             "created": job.created,
             "started": job.started,
             "finished": job.finished,

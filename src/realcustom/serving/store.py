@@ -42,17 +42,29 @@ CREATE TABLE IF NOT EXISTS read_as_masks (pixels TEXT NOT NULL, id TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state TEXT NOT NULL, asked TEXT NOT NULL,
     request TEXT NOT NULL, error TEXT, images TEXT NOT NULL DEFAULT '[]', masks TEXT,
-    flagged TEXT NOT NULL DEFAULT '[]',
+    flagged TEXT NOT NULL DEFAULT '[]', owner TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
+    key TEXT, webhook TEXT, told INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
 CREATE TABLE IF NOT EXISTS characters (
-    name TEXT PRIMARY KEY, record TEXT NOT NULL, created REAL NOT NULL, changed REAL NOT NULL
+    name TEXT PRIMARY KEY, record TEXT NOT NULL, created REAL NOT NULL, changed REAL NOT NULL,
+    owner TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, at REAL NOT NULL);
 """
 
-LATER = "ALTER TABLE jobs ADD COLUMN flagged TEXT NOT NULL DEFAULT '[]'"  # in folders of an earlier version
+# Columns that folders of an earlier version lack: table, column, type.
+LATER = (
+    ("jobs", "flagged", "TEXT NOT NULL DEFAULT '[]'"),
+    ("jobs", "owner", "TEXT NOT NULL DEFAULT ''"),
+    ("jobs", "priority", "INTEGER NOT NULL DEFAULT 0"),
+    ("jobs", "key", "TEXT"),
+    ("jobs", "webhook", "TEXT"),
+    ("jobs", "told", "INTEGER NOT NULL DEFAULT 0"),
+    ("characters", "owner", "TEXT NOT NULL DEFAULT ''"),
+)
+KEYS = "CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (owner, key) WHERE key IS NOT NULL"
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +116,10 @@ class Store:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.executescript(SCHEMA)
-        if "flagged" not in {row["name"] for row in self._database.execute("PRAGMA table_info(jobs)")}:
-            self._database.execute(LATER)
+        for table, column, kind in LATER:
+            if column not in {row["name"] for row in self._database.execute(f"PRAGMA table_info({table})")}:
+                self._database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        self._database.execute(KEYS)
 
     def close(self) -> None:
         """Give the folder back."""
