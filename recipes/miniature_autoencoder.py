@@ -37,7 +37,7 @@ def recipe(
     subjects: Path = SUBJECTS,
     pictures: str = "",
     start: str = "",
-    latent_channels: int = 0,
+    latent_channels: int = 16,
     steps: int = 10_000,
     minutes: float = 0.0,
     batch_size: int = 16,

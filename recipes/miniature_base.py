@@ -19,6 +19,7 @@ from realcustom.training.config import CheckpointSettings, OptimizerSettings, Pa
 from realcustom.training.folding import widen_unet
 from realcustom.training.latents import CacheSettings, LatentCache, cache_latents
 from realcustom.training.objective import noisier_timesteps
+from realcustom.training.optimizers import muon
 from realcustom.training.precision import quick_precision
 from realcustom.training.resident import draw_batches, resident
 from realcustom.training.stickers import StickerPairs
@@ -49,10 +50,10 @@ def recipe(
     subjects: Path = SUBJECTS,
     start: str = "",
     count: int = 100_000,
-    steps: int = 28_000,
+    steps: int = 14_000,
     minutes: float = 0.0,
-    batch_size: int = 16,
-    learning_rate: float = 6e-4,
+    batch_size: int = 32,
+    learning_rate: float = 2e-3,
     workers: int = 2,
     compile: bool = False,
     seed: int = 0,
@@ -75,9 +76,10 @@ def recipe(
         ema_decay=0.9995,
         optimizer=OptimizerSettings(
             learning_rate=learning_rate,
-            betas=(0.9, 0.99),
+            betas=(0.95, 0.99),
             weight_decay=0.01,
             schedule=partial(hold_and_decay, warmup=300, decay=0.25, floor=0.05),
+            build=muon,
         ),
         checkpoint=CheckpointSettings(every_minutes=8),
         log_every=50,
