@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
+from realcustom.convert import uno
 from realcustom.models.uno_lora import SharedLora
 
 WORDS = ("a", "the", "dog", "cat", "red", "and", "on", "in", "beach", "sofa", "hat", "with")
@@ -92,3 +93,31 @@ def write_flux_files(tokenizer, folder: Path) -> Path:
     (folder / "uno").mkdir()
     save_file(lora.released_state(), folder / "uno" / "dit_lora.safetensors")
     return folder
+
+
+def released_state(transformer) -> dict[str, torch.Tensor]:
+    """Its weights in Black Forest Labs' names, by the tables of the conversion, which the parity tests hold."""
+    state = dict(transformer.state_dict())
+    released = {}
+    for stage, blocks, table in (
+        ("double", "transformer_blocks", uno._DOUBLE),
+        ("single", "single_transformer_blocks", uno._SINGLE),
+    ):
+        for index in range(len(getattr(transformer, blocks))):
+            for name, parts in table.items():
+                for kind in ("weight", "bias"):
+                    whole = [f"{blocks}.{index}.{part}" for part in parts]
+                    names = whole if name.endswith(".scale") else [f"{part}.{kind}" for part in whole]
+                    if all(part in state for part in names):
+                        key = f"{stage}_blocks.{index}.{name}" + ("" if name.endswith(".scale") else f".{kind}")
+                        released[key] = torch.cat([state.pop(part) for part in names])
+    for kind in ("weight", "bias"):
+        scale, shift = state.pop(f"norm_out.linear.{kind}").chunk(2)
+        released[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
+        for name, part in uno._OUTSIDE.items():
+            released[f"{name}.{kind}"] = state.pop(f"{part}.{kind}")
+        for name, part in uno._EMBEDDERS.items():
+            for number, layer in ((1, "in_layer"), (2, "out_layer")):
+                released[f"{name}.{layer}.{kind}"] = state.pop(f"time_text_embed.{part}.linear_{number}.{kind}")
+    assert not state
+    return {name: tensor.contiguous() for name, tensor in released.items()}

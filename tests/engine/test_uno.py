@@ -1,9 +1,10 @@
 """A FLUX folder with UNO's LoRA through the engine: the same request as for every model."""
 
 import pytest
+import torch
 from conftest import picture
 from safetensors.torch import load_file, save_file
-from tiny_flux import write_flux_files
+from tiny_flux import build_transformer, released_state, write_flux_files
 
 from realcustom import Engine, Request
 from realcustom.engine.loading import load_pipeline
@@ -84,3 +85,20 @@ def test_unos_lora_is_an_adapter_too(files, engine):
 def test_unos_lora_wants_flux(files, tiny_model):
     with pytest.raises(ValueError, match="is UNO's LoRA, and the model"):
         load_pipeline(str(tiny_model), adapter=str(files / "uno"), device="cpu")
+
+
+def test_the_transformer_may_come_from_one_file_in_its_authors_names(files, engine, tmp_path):
+    other = build_transformer()
+    torch.nn.init.normal_(other.proj_out.weight, generator=torch.Generator().manual_seed(3))
+    save_file(released_state(other), tmp_path / "flux1-dev.safetensors")
+    save_file(
+        released_state(load_pipeline(str(files / "base"), device="cpu").transformer), tmp_path / "same.safetensors"
+    )
+    options = {"adapter": str(files / "uno"), "device": "cpu"}
+    wanted = engine.run(ask(seed=4)).images[0].tobytes()
+    same = Engine.load(str(files / "base"), base_file=str(tmp_path / "same.safetensors"), **options)
+    assert same.run(ask(seed=4)).images[0].tobytes() == wanted
+    changed = Engine.load(str(files / "base"), base_file=str(tmp_path / "flux1-dev.safetensors"), **options)
+    assert changed.run(ask(seed=4)).images[0].tobytes() != wanted
+    with pytest.raises(ValueError, match="missing"):
+        load_pipeline(str(files / "base"), base_file=str(files / "uno" / "dit_lora.safetensors"), device="cpu")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import picture
 from tiny_flux import T5_TOKENS, build_uno_pipeline
 
@@ -165,7 +166,7 @@ def test_bfloat16_and_fp8_layerwise_casting(tokenizer, given):
     assert difference(eighth, single) > 0
 
 
-@pytest.mark.parametrize("offload", ["model", "leaves", "blocks"])
+@pytest.mark.parametrize("offload", ["model", "leaves", "blocks", "layers"])
 def test_offloaded_weights_draw_the_same(tokenizer, pipe, offload):
     """The hooks that bring weights in, with the CPU as the device that computes."""
     moved, place = build_uno_pipeline(tokenizer), torch.device("cpu")
@@ -173,6 +174,10 @@ def test_offloaded_weights_draw_the_same(tokenizer, pipe, offload):
         moved.enable_model_cpu_offload(device=place)
     elif offload == "leaves":
         moved.enable_group_offload(place, offload_type="leaf_level")
+    elif offload == "layers":  # sequential: weights on the meta device until their layer runs
+        for part in (moved.transformer, moved.vae):
+            cpu_offload(part, place, offload_buffers=False)
+        assert moved.transformer.device.type == "meta"
     else:
         moved.transformer.enable_group_offload(place, offload_type="block_level", num_blocks_per_group=1)
     subjects = {"dog": DOG, "cat": CAT}

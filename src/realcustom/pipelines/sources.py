@@ -29,6 +29,7 @@ from realcustom.pipelines.scheduler import RealCustomScheduler
 INDEX = "model_index.json"
 # What an adapter's folder may bring, in the place of the base's.
 PARTS = ("adapter", "reference_encoder", "unet", "vae", "scheduler")
+FLUX = ("FluxPipeline", "UNOPipeline")
 IN_SINGLE_FILES = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -40,7 +41,7 @@ class Sources:
         kind: class name in the base's model_index.json.
         base: folder in diffusers' layout; it may lack what `parts` holds.
         variant: of the base's weights.
-        base_file: a single file that holds the base's networks.
+        base_file: a single file that holds the base's networks, of a FLUX its transformer.
         parts: component -> its folder.
         settings: what travels with the adapter.
         lora: the adapter where it is UNO's LoRA.
@@ -91,22 +92,26 @@ def resolve(
     encoder = None if reference_encoder is None else open_shelf(reference_encoder, "reference encoder")
     if encoder is not None:
         found["reference_encoder"] = (encoder, "")
+    flux = index.get("_class_name") in FLUX
     if file is not None:
         found = {name: place for name, place in found.items() if name not in IN_SINGLE_FILES}
+    without = {*found, *given, *(("transformer",) if flux and file is not None else ())}
     lora = ours is not None and "adapter" not in found
     if lora:
         _check_flux(ours, index, model)
     elif ours is not None:
         _check_complete(ours, found, index, settings, model, given, shelf)
     order = preferred(variant, shelf.local and model not in NAMED)
-    files = _base_files(shelf, index, {*found, *given}, order, file is not None)
+    files = _base_files(shelf, index, without, order, file is not None and not flux)
+    if flux and file is not None:  # which holds the transformer's weights, not its shape
+        files.append("transformer/config.json")
     base = shelf.take(files)
     if prepared is not None and not set(files) <= set(prepared.base_files):
         remember_base(model, prepared, files)
     return Sources(
         kind=index.get("_class_name", ""),
         base=base,
-        variant=_variant(shelf, index, {*found, *given}, order),
+        variant=_variant(shelf, index, without, order),
         base_file=file,
         parts={name: _take_part(*place) for name, place in found.items()},
         settings=settings,
@@ -234,7 +239,7 @@ def _check_complete(
 
 
 def _check_flux(ours: Shelf, index: Mapping[str, Any], model: str) -> None:
-    if index.get("_class_name") not in ("FluxPipeline", "UNOPipeline"):
+    if index.get("_class_name") not in FLUX:
         raise NeedsOption(
             f'The adapter "{ours.source}" is UNO\'s LoRA, and the model "{model}" is no FLUX: name a FLUX model with '
             "{option}.",

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 
-from realcustom.convert.uno import checked_lora, is_uno_lora
+from realcustom.convert.uno import checked_lora, is_uno_lora, load_flux
 from realcustom.guidance.attention_maps import Size
 from realcustom.guidance.guidance_scale import EVERYWHERE, EmbeddedScale
 from realcustom.guidance.mask import MaskSettings
@@ -77,12 +77,14 @@ class UNOPipeline(FluxPipeline):
         """Load a pipeline whose files `realcustom.pipelines.sources.resolve` has found; `kwargs` as diffusers'.
 
         Raises:
-            ValueError: they hold an adapter, or a single file for the base.
+            ValueError: they hold an adapter that is no LoRA of UNO's, or a single file whose keys do not fit.
         """
         if sources.parts:
             raise ValueError("FLUX takes no adapter but UNO's LoRA: a folder or repository with dit_lora.safetensors.")
         if sources.base_file is not None:
-            raise ValueError("A single file of FLUX holds the transformer alone: give a folder of the whole model.")
+            config = FluxTransformer2DModel.load_config(sources.base, subfolder="transformer")
+            dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
+            kwargs = {"transformer": load_flux(sources.base_file, config, dtype), **kwargs}
         pipe = cls.from_pretrained(str(sources.base), variant=sources.variant, **kwargs)
         if sources.lora is not None:
             pipe.load_uno(sources.lora)
