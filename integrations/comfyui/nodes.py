@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from realcustom import Engine, Request, Subject
+from realcustom.engine.presets import DEFAULT, PRESETS
 from realcustom.pictures.overlays import mask_image
 from realcustom.pictures.png import portable
 from realcustom.types import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS, RANDOM_SEED, REFUSED, ControlImage, Progress
@@ -81,6 +82,10 @@ class RealCustomSubject:
             },
             "optional": {
                 "region": ("MASK", {"tooltip": "Where the subject may stand; white is here."}),
+                "weights": (
+                    "STRING",
+                    {"default": "", "tooltip": "What each image counts: 1, 0.5; empty is alike."},
+                ),
                 "subjects": ("REALCUSTOM_SUBJECTS", {"tooltip": "The subjects before this one."}),
             },
         }
@@ -91,6 +96,7 @@ class RealCustomSubject:
         image: torch.Tensor,
         strength: float,
         region: torch.Tensor | None = None,
+        weights: str = "",
         subjects: dict[str, Subject] | None = None,
     ) -> tuple[dict[str, Subject]]:
         """The subjects so far and this one; ValueError if its word is taken."""
@@ -99,7 +105,11 @@ class RealCustomSubject:
             raise ValueError(f'"{word}" is a subject already: connect a batch of images to give it several.')
         area = None if region is None else _array(region.reshape(-1, *region.shape[-2:])[0])
         pictures = tuple(_array(picture) for picture in image)
-        return ({**(subjects or {}), word: Subject(pictures, strength=float(strength), region=area)},)
+        try:
+            shares = tuple(float(part) for part in weights.split(",")) if weights.strip() else None
+        except ValueError:
+            raise ValueError(f'The weights must be numbers with commas between, not "{weights}".') from None
+        return ({**(subjects or {}), word: Subject(pictures, strength=float(strength), region=area, weights=shares)},)
 
 
 class RealCustomPicture:
@@ -225,6 +235,9 @@ class RealCustomGenerate:
                 "mask_word": ("STRING", {"default": "", "tooltip": "Whose mask; empty is all subjects together."}),
                 "picture": ("REALCUSTOM_PICTURE", {"tooltip": "None starts from noise."}),
                 "controls": ("REALCUSTOM_CONTROLS", {"tooltip": "Pictures for the model's ControlNets."}),
+                "preset": (list(PRESETS), {"default": DEFAULT, "tooltip": "Faster ones change what was left open."}),
+                "long_prompt": ("BOOLEAN", {"default": False, "tooltip": "Read longer prompts, in chunks."}),
+                "prompt_weights": ("BOOLEAN", {"default": False, "tooltip": "(word:1.3) and [word] weigh words."}),
             },
         }
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,9 +14,10 @@ from conftest import picture
 from diffusers import ControlNetModel
 
 from realcustom import Engine, Request, Subject
+from realcustom.types import ControlImage
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
-PRIMITIVES = {"STRING": str, "INT": int, "FLOAT": float}
+PRIMITIVES = {"STRING": str, "INT": int, "FLOAT": float, "BOOLEAN": bool}
 
 
 def load_pack() -> ModuleType:
@@ -56,7 +58,7 @@ def check_value(where: str, kind, options: dict, value) -> None:
         return
     assert kind in PRIMITIVES, f"{where} takes a connection of type {kind}"
     number = PRIMITIVES[kind](value)
-    if kind != "STRING":
+    if kind not in ("STRING", "BOOLEAN"):
         assert options.get("min", number) <= number <= options.get("max", number), where
 
 
@@ -255,3 +257,23 @@ def test_the_example_fits_the_nodes():
             types = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
             if not isinstance(value, list):
                 check_value(f"{name}.{field}", types[field][0], types[field][1], value)
+
+
+def test_every_field_of_a_request_has_an_input():
+    elsewhere = {"subjects", "image", "denoising", "hole", "feather", "padding", "controls"}
+    inputs = NODES["RealCustomGenerate"].INPUT_TYPES()
+    names = {*inputs["required"], *inputs["optional"]}
+    assert {entry.name for entry in fields(Request)} - elsewhere <= names
+    taken = NODES["RealCustomPicture"].INPUT_TYPES()
+    assert elsewhere - {"subjects", "controls"} <= {*taken["required"], *taken["optional"]}
+    control = NODES["RealCustomControl"].INPUT_TYPES()
+    assert {entry.name for entry in fields(ControlImage)} <= set(control["required"])
+
+
+def test_weights_of_a_subjects_images():
+    node = NODES["RealCustomSubject"]()
+    images = torch.zeros(2, 8, 8, 3)
+    (subjects,) = node.add("dog", images, 1.0, weights="1, 0.5")
+    assert subjects["dog"].weights == (1.0, 0.5)
+    with pytest.raises(ValueError, match="numbers with commas"):
+        node.add("dog", images, 1.0, weights="much")
