@@ -53,8 +53,13 @@ def test_a_token_sees_and_cancels_only_what_it_made(doors):
     assert listed(doors["alice"]) == {ids["alice"]}
     assert listed(doors["root"]) == set(ids.values())
     assert doors["mallory"].get("/v1/generations").status_code == 401
-    for call in ("", "/events", "/images/0", "/images/0/metadata", "/images/0/masks/dog"):
+    for call in ("", "/events", "/images/0", "/images/0/metadata", "/images/0/masks/dog", "/images/0/masks/dog/steps"):
         assert doors["bob"].get(f"/v1/generations/{ids['alice']}{call}").status_code == 404, call
+    for mark in ("/trash", "/images/0/favourite"):
+        for method in ("PUT", "DELETE"):
+            assert doors["bob"].request(method, f"/v1/generations/{ids['alice']}{mark}").status_code == 404, mark
+    zipped = doors["bob"].get("/v1/gallery/zip", params={"picture": f"{ids['alice']}/0"})
+    assert (zipped.status_code, zipped.json()["detail"][:22]) == (404, "There is no generation")
     assert doors["bob"].post(f"/v1/generations/{ids['alice']}/cancel").status_code == 404
     assert doors["bob"].delete(f"/v1/generations/{ids['alice']}").status_code == 404
     assert doors["alice"].get(f"/v1/generations/{ids['alice']}").json()["state"] == "queued"

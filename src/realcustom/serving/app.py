@@ -16,6 +16,7 @@ import realcustom
 from realcustom.serving.access import Access
 from realcustom.serving.blobs import NotHere
 from realcustom.serving.document import describe
+from realcustom.serving.gallery_rest import gallery_router
 from realcustom.serving.gate import Elsewhere, studio_app, studio_gate
 from realcustom.serving.guard import Guard
 from realcustom.serving.holders import Forbidden, Holders, single
@@ -77,6 +78,7 @@ def create_app(
     app.openapi = lru_cache(maxsize=1)(partial(describe, app, bool(holders), root_path))
     _add_problems(app, service)
     app.include_router(openai_router(service))
+    app.include_router(gallery_router(service))
     app.include_router(router(service))
     if page is not None:
         app.router.routes.append(Elsewhere("/", studio_gate(page, service)))

@@ -38,6 +38,8 @@ class Job:
     owner: name of the token that made it. priority: 0 to 9, see `waiting_order`.
     key: under which the client may ask for it again, or None. webhook: address that is told of its end, or None;
         told: 1 once it was, -1 where it could not be.
+    favourites: indices of the images that are marked, in order.
+    trashed: when it was put into the trash, in seconds since 1970, or None.
     """
 
     number: int
@@ -58,6 +60,8 @@ class Job:
     key: str | None = None
     webhook: str | None = None
     told: int = 0
+    favourites: tuple[int, ...] = ()
+    trashed: float | None = None
 
     @property
     def finished_well(self) -> bool:
@@ -126,15 +130,48 @@ class Jobs:
             raise NotHere(f'There is no generation "{str(name)[:80]}".')
         return _job(found[0])
 
-    def list(self, states: Sequence[str] = STATES, limit: int = 50, before: int | None = None) -> list[Job]:
-        """The newest generations in these states, older than number `before`."""
+    def list(
+        self, states: Sequence[str] = STATES, limit: int = 50, before: int | None = None, trashed: bool = False
+    ) -> list[Job]:
+        """The newest generations in these states, older than number `before`; those in the trash, or the others."""
         marks = ", ".join("?" * len(states))
         owner = seen_owner()
         query = (
             f"SELECT * FROM jobs WHERE state IN ({marks}) AND number < ? AND (? IS NULL OR owner = ?) "
-            "ORDER BY number DESC LIMIT ?"
+            "AND (trashed IS NOT NULL) = ? ORDER BY number DESC LIMIT ?"
         )
-        return [_job(row) for row in self.store.rows(query, *states, before or 2**62, owner, owner, limit)]
+        return [_job(row) for row in self.store.rows(query, *states, before or 2**62, owner, owner, trashed, limit)]
+
+    def mark_favourite(self, name: str, index: int, marked: bool) -> None:
+        """Mark an image of a generation, or take the mark away; NotHere if there is none."""
+        with self.store.transaction() as database:
+            job = self.get(name)
+            if index >= len(job.images):
+                raise NotHere(f"This generation has {len(job.images)} images; there is no image {index}.")
+            favourites = set(job.favourites) | {index} if marked else set(job.favourites) - {index}
+            values = json.dumps(sorted(favourites)), name
+            database.execute("UPDATE jobs SET favourites = ? WHERE id = ?", values)
+
+    def trash(self, name: str) -> None:
+        """Put a finished generation into the trash, from which it is removed later; what lies there already stays.
+
+        Raises:
+            NotHere: there is none.
+            ValueError: it is not finished.
+        """
+        with self.store.transaction() as database:
+            _check_finished(self.get(name))
+            database.execute("UPDATE jobs SET trashed = ? WHERE id = ? AND trashed IS NULL", (time.time(), name))
+
+    def take_out(self, name: str) -> None:
+        """Take a generation out of the trash; NotHere if there is none."""
+        with self.store.transaction() as database:
+            self.get(name)
+            database.execute("UPDATE jobs SET trashed = NULL WHERE id = ?", (name,))
+
+    def trashed_before(self, moment: float) -> list[str]:
+        """Ids of what was put into the trash before a moment in seconds since 1970."""
+        return [row["id"] for row in self.store.rows("SELECT id FROM jobs WHERE trashed < ?", moment)]
 
     def begin(self, names: Iterable[str]) -> list[Job]:
         """Mark waiting generations as running; those that wait no longer are left out."""
@@ -209,8 +246,7 @@ class Jobs:
             ValueError: it is not finished.
         """
         job = self.get(name)
-        if job.state in UNFINISHED:
-            raise ValueError("A generation that waits or runs cannot be removed; cancel it first.")
+        _check_finished(job)
         with self.store.transaction() as database:
             database.execute("DELETE FROM jobs WHERE id = ?", (name,))
             for image in job.images:
@@ -219,6 +255,11 @@ class Jobs:
                     self.store.pictures.remove(image)
             if job.masks and not database.execute("SELECT 1 FROM jobs WHERE masks = ?", (job.masks,)).fetchone():
                 self.store.masks.remove(job.masks)
+
+
+def _check_finished(job: Job) -> None:
+    if job.state in UNFINISHED:
+        raise ValueError("A generation that waits or runs cannot be removed; cancel it first.")
 
 
 def forget_picture(store: Store, image: str) -> bool:
@@ -322,7 +363,8 @@ def _job(row: sqlite3.Row) -> Job:
     values = dict(row)
     for name in ("asked", "request"):
         values[name] = json.loads(values[name])
-    values["images"] = tuple(json.loads(values["images"]))
+    for name in ("images", "favourites"):
+        values[name] = tuple(json.loads(values[name]))
     # Generations of an earlier version say nothing.
     flagged = json.loads(values["flagged"]) or [False] * len(values["images"])
     return Job(**{**values, "flagged": tuple(flagged)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse
@@ -18,6 +19,7 @@ from realcustom.serving.blobs import NotHere
 from realcustom.serving.events import event_response, news_response
 from realcustom.serving.faces import find_face
 from realcustom.serving.limits import check_pixels
+from realcustom.serving.live import mask_url
 from realcustom.serving.metrics import CONTENT_TYPE
 from realcustom.serving.problems import Refusal
 from realcustom.serving.reading import read_picture, read_record, refusing
@@ -27,6 +29,7 @@ from realcustom.serving.service import Service
 
 # A result never changes under its id; only the one browser may keep it, since it may need a token.
 FOREVER = {"cache-control": "private, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
+NO_MASK = "There is no such mask."
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture."}}
 
 
@@ -144,10 +147,11 @@ def _generations(api: APIRouter, service: Service) -> None:
 
     @api.delete("/generations/{id}", status_code=204, responses=problems(404, 409))
     def remove_generation(id: Id):
-        """Forget a finished generation, and its images where nothing else uses them."""
-        if service.jobs.get(id).state in UNFINISHED:
-            raise HTTPException(409, "A generation that waits or runs cannot be removed; cancel it first.")
-        service.jobs.remove(id)
+        """Forget a finished generation at once, and its images where nothing else uses them."""
+        try:
+            service.jobs.remove(id)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
 
 
 def _results(api: APIRouter, service: Service) -> None:
@@ -175,17 +179,27 @@ def _results(api: APIRouter, service: Service) -> None:
         over: Annotated[bool, Query(description="Laid over the image instead of grey.")] = False,
     ):
         """The guidance mask of a word, white where the reference acts, at the size of the image."""
-        job = _done(service, id)
-        masks = service.store.read_masks(job.masks) if job.masks else {}
-        steps = masks.get(word)
-        if steps is None or index >= steps.shape[1] or (step is not None and step >= steps.shape[0]):
-            raise NotHere("There is no such mask.")
-        image = open_image(service.store.pictures.get(job.images[index]))
-        mask = steps[-1 if step is None else step, index]
+        steps = _masks(service, id, index, word)
+        if step is not None and step >= len(steps):
+            raise NotHere(NO_MASK)
+        image = open_image(service.store.pictures.get(_image(service, id, index)))
+        mask = steps[-1 if step is None else step]
         picture = overlay(image, mask) if over else mask_image(mask, image.size)
         stream = io.BytesIO()
         picture.save(stream, format="PNG")
         return Response(stream.getvalue(), media_type="image/png", headers=FOREVER)
+
+    @api.get(
+        "/generations/{id}/images/{index}/masks/{word}/steps",
+        response_model=schema.StepMasks,
+        responses=problems(404, 409),
+    )
+    def get_step_masks(id: Id, index: Index, word: Annotated[str, Path(max_length=2000)], response: Response):
+        """The guidance masks of a word at every step, at their own size, to be shown one after another."""
+        steps = _masks(service, id, index, word)
+        response.headers.update(FOREVER)
+        height, width = steps.shape[1:]
+        return {"word": word, "width": width, "height": height, "masks": [mask_url(mask) for mask in steps]}
 
 
 def _pictures(api: APIRouter, service: Service) -> None:
@@ -349,6 +363,15 @@ def _done(service: Service, name: str) -> Job:
             409, f"This generation is {job.state}; it has no images" + (" yet." if job.state in UNFINISHED else ".")
         )
     return job
+
+
+def _masks(service: Service, name: str, index: int, word: str) -> np.ndarray:
+    """The masks (steps, h, w) in [0, 1] of a word and an image."""
+    job = _done(service, name)
+    masks = service.store.read_masks(job.masks) if job.masks else {}
+    if word not in masks or index >= masks[word].shape[1]:
+        raise NotHere(NO_MASK)
+    return masks[word][:, index]
 
 
 def _image(service: Service, name: str, index: int) -> str:

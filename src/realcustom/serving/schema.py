@@ -114,6 +114,8 @@ class JobView(BaseModel):
     )
     warnings: list[str] = Field(description="What should be known about it: words that the model does not know.")
     masks: list[str] = Field(description="Words that have a guidance mask.")
+    favourites: list[int] = Field(description="Indices of the images that are marked.")
+    trashed: float | None = Field(description="When it was put into the trash; null when it is not there.")
     attempts: int
     priority: int
     created: float
@@ -142,6 +144,15 @@ class NewsEvent(BaseModel):
 
 class Nothing(BaseModel):
     """Data of an event "stopping" about all generations."""
+
+
+class StepMasks(BaseModel):
+    """The guidance masks of a word over the steps."""
+
+    word: str
+    width: int = Field(description="Of a mask, in pixels of its own.")
+    height: int
+    masks: list[str] = Field(description="One for each step in order: 8-bit grey PNG as data: URL.")
 
 
 class JobList(BaseModel):

@@ -203,6 +203,8 @@ class Service:
             "flagged": list(job.flagged),
             "warnings": list(self.engine.warnings(job.request["prompt"])),
             "masks": words if job.masks else [],
+            "favourites": list(job.favourites),
+            "trashed": job.trashed,
             "attempts": job.attempts,
             "priority": job.priority,
             "created": job.created,

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     request TEXT NOT NULL, error TEXT, images TEXT NOT NULL DEFAULT '[]', masks TEXT,
     flagged TEXT NOT NULL DEFAULT '[]', owner TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
     key TEXT, webhook TEXT, told INTEGER NOT NULL DEFAULT 0,
+    favourites TEXT NOT NULL DEFAULT '[]', trashed REAL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
@@ -62,6 +63,8 @@ LATER = (
     ("jobs", "key", "TEXT"),
     ("jobs", "webhook", "TEXT"),
     ("jobs", "told", "INTEGER NOT NULL DEFAULT 0"),
+    ("jobs", "favourites", "TEXT NOT NULL DEFAULT '[]'"),
+    ("jobs", "trashed", "REAL"),
     ("characters", "owner", "TEXT NOT NULL DEFAULT ''"),
 )
 KEYS = "CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (owner, key) WHERE key IS NOT NULL"

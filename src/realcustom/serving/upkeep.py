@@ -6,8 +6,10 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from realcustom.serving.blobs import NotHere
 from realcustom.serving.limits import Limits
 from realcustom.serving.records import Jobs, forget_unused
 from realcustom.serving.store import Store
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 LOOK, LOOK_AGAIN = 15.0, 2.0  # seconds between two looks at the disk: usually, and while something is wrong with it
 SWEEP = 600.0  # seconds between two sweeps
 SHOWN = 86400.0  # seconds that the page's own files are kept
+TRASH = 86400.0  # seconds that what was put into the trash can be taken out again
 UNFINISHED = 3600.0  # seconds after which nobody writes a half-written file any more
 
 
@@ -64,8 +67,11 @@ def sweep(store: Store, jobs: Jobs, limits: Limits) -> None:
     for blobs in (store.pictures, store.masks):
         blobs.sweep(UNFINISHED)
     sweep_files(store.folder / "studio", SHOWN)
+    removed = jobs.trashed_before(time.time() - TRASH)
     if limits.keep_days is not None:
-        for name in jobs.finished_before(time.time() - limits.keep_days * 86400):
+        removed += jobs.finished_before(time.time() - limits.keep_days * 86400)
+    for name in dict.fromkeys(removed):
+        with suppress(NotHere):  # somebody was faster
             jobs.remove(name)
     forget_unused(store, limits.days)
     store.measure()
