@@ -28,7 +28,7 @@ def event_response(service: Service, name: str) -> EventSourceResponse:
     Where the server is stopped before, the last event is "stopping": the next server goes on with the generation.
     """
     return EventSourceResponse(
-        _events(service, name),
+        _counted(service, _events(service, name)),
         headers={"cache-control": "no-store"},
         ping=HEARTBEAT,
         ping_message_factory=lambda: ServerSentEvent(comment="waiting"),
@@ -40,13 +40,23 @@ def event_response(service: Service, name: str) -> EventSourceResponse:
 def news_response(service: Service) -> EventSourceResponse:
     """Events of all generations of the token that asks: "progress" at every change, "end" of each; one stream."""
     return EventSourceResponse(
-        _news(service, seen_owner()),
+        _counted(service, _news(service, seen_owner())),
         headers={"cache-control": "no-store"},
         ping=HEARTBEAT,
         ping_message_factory=lambda: ServerSentEvent(comment="waiting"),
         sep="\n",
         send_timeout=UNREAD,
     )
+
+
+async def _counted(service: Service, events: AsyncIterator[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
+    """The events, while a stream more is open: a server that stops waits for their last one."""
+    service.streams += 1
+    try:
+        async for event in events:
+            yield event
+    finally:
+        service.streams -= 1
 
 
 async def _news(service: Service, owner: str | None) -> AsyncIterator[ServerSentEvent]:

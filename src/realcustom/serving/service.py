@@ -32,6 +32,9 @@ OPTIONS = ("describe_characters", "model", "priority", "webhook")  # fields besi
 KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
+LAST_EVENTS = 3.0  # seconds that open streams get for their last event before the server stops
+
+
 class Service:
     """Everything a door needs.
 
@@ -56,6 +59,7 @@ class Service:
         self.engine = engine
         self.name = name
         self.root_path = ""
+        self.streams = 0  # of events that are open; counted in the event loop alone
         self.started = time.time()
         self.limits = limits or Limits()
         self.metrics = Metrics(self.gauges)
@@ -75,8 +79,11 @@ class Service:
 
     def drain(self) -> None:
         """Refuse new work and give what runs the time that the limits allow; what is unfinished then waits for the
-        next start. Blocks until nothing is made any more."""
+        next start. Blocks until nothing is made any more, and until the streams have told so."""
         self.runner.drain(self.limits.drain)
+        end = time.monotonic() + LAST_EVENTS
+        while self.streams and time.monotonic() < end:
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """End at the next step, keeping the queue for the next start."""
